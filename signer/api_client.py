@@ -35,7 +35,7 @@ from signer.errors import (
     SignerError,
     Unavailable,
 )
-from signer.files import read_secret_word
+from signer.files import read_secret_word, undone_by
 from signer.http import Watched, new_session
 from signer.units import plain
 
@@ -332,20 +332,12 @@ class ApiClient(Watched):
                 if address.scheme == "http":
                     self._check_server(family, place)
                 link = _connected(family, place, within)
+                with undone_by(link.close):
+                    if address.scheme == "http":
+                        self._check_server(family, link.getpeername())
+                return link
             except OSError as error:
                 failure = error
-                continue
-            try:
-                if address.scheme == "http":
-                    self._check_server(family, link.getpeername())
-            except OSError as error:
-                link.close()
-                failure = error
-                continue
-            except BaseException:
-                link.close()
-                raise
-            return link
         raise self._no_connection(failure)
 
     def _check_server(self, family: int, place: Any) -> None:
@@ -414,12 +406,9 @@ def _never_ready(seen: Readiness, mode: str, ca_fingerprint: str | None, within:
 
 def _connected(family: int, place: Any, within: float) -> socket.socket:
     link = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with undone_by(link.close):
         link.settimeout(within)
         link.connect(place)
-    except BaseException:
-        link.close()
-        raise
     return link
 
 

@@ -15,6 +15,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
@@ -33,6 +34,25 @@ def os_errors(make: Callable[[OSError], SignerError]) -> Iterator[None]:
         yield
     except OSError as error:
         raise make(error) from None
+
+
+@contextmanager
+def held(descriptor: int) -> Iterator[int]:
+    """Closes the descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def undone_by(undo: Callable[[], object]) -> Iterator[None]:
+    """Calls `undo` if the block ends with an error."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -54,12 +74,9 @@ def open_regular(
 ) -> BufferedReader:
     """Opens the file for reading and passes its status to `check`, whose errors are raised."""
     descriptor = open_unread(path, follow_links=follow_links)
-    try:
+    with undone_by(partial(os.close, descriptor)):
         check(os.fstat(descriptor))
         return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 def read_bounded(
@@ -180,21 +197,17 @@ def write_new(
     The umask applies unless `mode` grants rights only to the owner, or the file gets owner and group of `like`.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            if like is not None and _owner(os.fstat(descriptor)) != _owner(like):  # a unit may forbid the call
-                os.fchown(descriptor, like.st_uid, like.st_gid)  # by descriptor: others may rename in the directory
-            if like is not None or not mode & 0o077:
-                os.fchmod(descriptor, mode)
-            for piece in (content,) if isinstance(content, bytes) else content:
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) :]
-            if is_synced:
-                os.fsync(descriptor)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with undone_by(partial(path.unlink, missing_ok=True)), os.fdopen(descriptor, "wb", buffering=0) as file:
+        if like is not None and _owner(os.fstat(descriptor)) != _owner(like):  # a unit may forbid the call
+            os.fchown(descriptor, like.st_uid, like.st_gid)  # by descriptor: others may rename in the directory
+        if like is not None or not mode & 0o077:
+            os.fchmod(descriptor, mode)
+        for piece in (content,) if isinstance(content, bytes) else content:
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
+        if is_synced:
+            os.fsync(descriptor)
 
 
 def _owner(facts: os.stat_result) -> tuple[int, int]:
@@ -215,9 +228,15 @@ def append_line(descriptor: int, line: bytes, *, is_synced: bool = True) -> None
 
 
 def write_atomically(
-    path: Path, content: bytes, mode: int, *, is_shared: bool = False, like: os.stat_result | None = None
+    path: Path,
+    content: bytes,
+    mode: int,
+    *,
+    is_shared: bool = False,
+    like: os.stat_result | None = None,
+    is_synced: bool = True,
 ) -> None:
-    """Replaces the file as a whole or keeps the old one; file and name are synced when this returns.
+    """Replaces the file as a whole or keeps the old one; file and name are synced when this returns, if `is_synced`.
 
     `.NAME.new` beside it is written first. One left by a crash is replaced, so two processes must not write the file
     at once, unless it `is_shared`: then it is `.NAME.PID.new`. The new file has owner and group of `like`, and `mode`
@@ -227,13 +246,11 @@ def write_atomically(
     if is_shared:
         remove_leftovers(path.parent, path.name)
     first.unlink(missing_ok=True)
-    try:
-        write_new(first, content, mode, like=like)
+    with undone_by(partial(first.unlink, missing_ok=True)):
+        write_new(first, content, mode, like=like, is_synced=is_synced)
         first.rename(path)
-        sync_directory(path.parent)
-    except BaseException:
-        first.unlink(missing_ok=True)
-        raise
+        if is_synced:
+            sync_directory(path.parent)
 
 
 def remove_leftovers(directory: Path, prefix: str) -> None:
@@ -264,7 +281,6 @@ def _is_running(pid: int) -> bool:
 
 
 def open_directory(path: Path) -> int:
-    """A descriptor of the directory."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -273,20 +289,14 @@ def sync_directory(directory: Path | int) -> None:
     if isinstance(directory, int):
         os.fsync(directory)
         return
-    descriptor = open_directory(directory)
-    try:
+    with held(open_directory(directory)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
     """Syncs the content of a file that others write."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with held(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def own_lock_folder() -> Path:
@@ -308,16 +318,13 @@ def open_lock(path: Path) -> int:
     directory or on a file that others may read. An own file with another mode is closed to others.
     """
     descriptor = open_or_create(path)
-    try:
+    with undone_by(partial(os.close, descriptor)):
         facts = os.fstat(descriptor)
         check_regular(facts)
         if facts.st_uid != os.geteuid():
             raise OSError(errno.EPERM, f"the lock file {path.name} belongs to user {facts.st_uid}")
         if stat.S_IMODE(facts.st_mode) != 0o600:
             os.fchmod(descriptor, 0o600)
-    except BaseException:
-        os.close(descriptor)
-        raise
     return descriptor
 
 
@@ -327,9 +334,9 @@ def claim(path: Path, in_use: SignerError) -> int:
     Raises `OSError`, or `in_use` if another process has the lock.
     """
     descriptor = open_lock(path)
-    if not lock(descriptor):
-        os.close(descriptor)
-        raise in_use
+    with undone_by(partial(os.close, descriptor)):
+        if not lock(descriptor):
+            raise in_use
     return descriptor
 
 
@@ -366,13 +373,10 @@ def open_again(descriptor: int) -> int:
 def create_unnamed(directory: int, mode: int) -> int:
     """A descriptor of a new file without a name, deleted when closed; owned by root if created by root."""
     descriptor = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory)
-    try:
+    with undone_by(partial(os.close, descriptor)):
         os.fchmod(descriptor, mode)
         if os.geteuid() == 0:
             os.fchown(descriptor, 0, 0)
-    except OSError:
-        os.close(descriptor)
-        raise
     return descriptor
 
 

@@ -10,15 +10,15 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 import requests
 import urllib3.connection
-import urllib3.connectionpool
 from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from signer.address import check_peer
@@ -27,7 +27,6 @@ MAX_BODY: Final = 1024 * 1024  # bytes
 CONNECT_WITHIN: Final = 1.0  # seconds; also for the TLS handshake
 LOOK_EVERY: Final = 0.2  # seconds between two checks of the deadlines
 Connect = Callable[[float], socket.socket]
-_ONE_CONNECTION: Final = {"pool_connections": 1, "pool_maxsize": 1}
 _calls = threading.local()  # .now: the call that this thread makes
 
 
@@ -119,72 +118,43 @@ class _Noted(urllib3.connection.HTTPConnection):
         super().request(*args, **options)
 
 
-class _OpenConnection(_Noted):
-    """One without secrets."""
+def _pools_of(connect: Connect | None, *, carries_secrets: bool) -> dict[str, type[HTTPConnectionPool]]:
+    """Pools by scheme, whose connections use the sockets that `connect` returns, if there is one."""
 
-
-class _Connection(_Noted):
-    """One whose requests carry a token or a secret, and a name that is this machine's now may have been another's."""
-
-    def connect(self) -> None:
-        super().connect()
-        if self.sock.family != socket.AF_UNIX:
-            check_peer("http", str(self.sock.getpeername()[0]), f"http://{self.host}")
-
-
-class _TlsConnection(_Noted, urllib3.connection.HTTPSConnection):
-    """One over TLS."""
-
-
-class _OpenPool(urllib3.connectionpool.HTTPConnectionPool):
-    ConnectionCls = _OpenConnection
-
-
-class _Pool(urllib3.connectionpool.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-def _pools_of(connect: Connect) -> tuple[type[_Pool], type[_TlsPool]]:
-    """Pools whose connections use the sockets that `connect` returns."""
-
-    class Connected(urllib3.connection.HTTPConnection):
+    class Connection(_Noted):
         def _new_conn(self) -> socket.socket:
-            return connect(float(self.timeout or CONNECT_WITHIN))
+            return super()._new_conn() if connect is None else connect(float(self.timeout or CONNECT_WITHIN))
 
-    class Connection(Connected, _Connection):
+    class PlainConnection(Connection):
+        def connect(self) -> None:
+            super().connect()
+            if carries_secrets and self.sock.family != socket.AF_UNIX:  # a name may have become another machine's
+                check_peer("http", str(self.sock.getpeername()[0]), f"http://{self.host}")
+
+    class TlsConnection(Connection, urllib3.connection.HTTPSConnection):
         pass
 
-    class TlsConnection(Connected, _TlsConnection):
-        pass
+    class Pool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
 
-    class Pool(_Pool):
-        ConnectionCls = Connection
-
-    class TlsPool(_TlsPool):
+    class TlsPool(HTTPSConnectionPool):
         ConnectionCls = TlsConnection
 
-    return Pool, TlsPool
+    return {"http": Pool, "https": TlsPool}
 
 
 class _Adapter(HTTPAdapter):
     """Reads the whole body, up to its limit, so that no caller reads from the network."""
 
-    def __init__(
-        self, max_body: int, connect: Connect | None, plain: type[urllib3.connectionpool.HTTPConnectionPool] = _Pool,
-        *, cuts_body: bool = False, **options: Any,
-    ) -> None:  # fmt: skip
+    def __init__(self, max_body: int, pools: Mapping[str, type[HTTPConnectionPool]], *, cuts_body: bool) -> None:
         self._max_body = max_body  # bytes
         self._cuts_body = cuts_body
-        self._pools = (plain, _TlsPool) if connect is None else _pools_of(connect)
-        super().__init__(**options)
+        self._pools = pools
+        super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = dict(zip(("http", "https"), self._pools, strict=True))
+        self.poolmanager.pool_classes_by_scheme = self._pools
 
     def send(self, request: requests.PreparedRequest, *_: Any, **options: Any) -> requests.Response:
         call: _Call = _calls.now
@@ -233,7 +203,7 @@ def new_session(
     if tls_ca_file is not None:
         session.verify = str(tls_ca_file)
     session.headers["Accept-Encoding"] = "identity"
-    pool = _Pool if carries_secrets else _OpenPool
+    pools = _pools_of(connect, carries_secrets=carries_secrets)
     for prefix in ("http://", "https://"):
-        session.mount(prefix, _Adapter(max_body, connect, pool, cuts_body=cuts_body, **_ONE_CONNECTION))
+        session.mount(prefix, _Adapter(max_body, pools, cuts_body=cuts_body))
     return session

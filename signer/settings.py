@@ -341,10 +341,7 @@ def _count(most: int) -> Callable[[str], int]:
 
 
 def _networks(text: str) -> tuple[Network, ...]:
-    try:
-        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise ValueError(f"{error}") from None
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def _users(text: str) -> frozenset[int]:

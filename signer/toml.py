@@ -10,11 +10,11 @@ import codecs
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from signer.errors import BadFile
 from signer.units import parse_duration
@@ -65,6 +65,7 @@ class Table(BaseModel):
 Duration = Annotated[int, BeforeValidator(_duration)]
 Names = Annotated[list[str], Field(min_length=1)]
 _T = TypeVar("_T", bound=Table)
+_Whole = TypeVar("_Whole")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -111,15 +112,32 @@ class Faults:
         try:
             return kind.model_validate(data)
         except ValidationError as error:
-            faults = error.errors(include_url=False, include_input=False, include_context=False)
+            keys = [info.alias or name for name, info in kind.model_fields.items()]
+            bad = self._add_all(error, place, data, lambda _: keys)
+        return kind.model_validate({key: value for key, value in data.items() if key not in bad})
+
+    def whole(self, kind: type[_Whole], data: dict[str, Any]) -> _Whole:
+        """The file as a dataclass whose fields are its tables and keys; raises `BadFile` with every fault."""
+        try:
+            read = TypeAdapter(kind).validate_python(data)
+        except ValidationError as error:
+            self._add_all(error, (), data, lambda loc: _keys_at(kind, loc))
+            raise self.refused(*self.found) from None
+        self.check()
+        return read
+
+    def _add_all(
+        self, error: ValidationError, place: Place, data: object, keys: Callable[[Place], list[str]]
+    ) -> set[int | str]:
+        """Records every fault; `keys` are those of the table at a place. Returns the faulty keys of the top table."""
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
         sentences: dict[Place, list[str]] = {}
         for fault in faults:  # a union type yields one fault per branch
-            sentence = _sentence(kind, fault["type"], fault["loc"], fault["msg"])
+            sentence = _sentence(keys, fault["type"], fault["loc"], fault["msg"])
             sentences.setdefault(_inside(fault["loc"], data), []).append(sentence)
         for at, texts in sentences.items():
             self.add(place + at, " or ".join(dict.fromkeys(texts)))
-        bad = {fault["loc"][0] for fault in faults}
-        return kind.model_validate({key: value for key, value in data.items() if key not in bad})
+        return {fault["loc"][0] for fault in faults}
 
     def require(self, place: Place, data: object, *keys: str) -> None:
         """Records each of `keys` that the file lacks."""
@@ -142,16 +160,24 @@ def _inside(loc: tuple[int | str, ...], data: object) -> Place:
     return tuple(place)
 
 
-def _sentence(kind: type[Table], fault: str, loc: tuple[int | str, ...], message: str) -> str:
-    if fault == "extra_forbidden":
-        names = [info.alias or name for name, info in kind.model_fields.items()]
-        near = difflib.get_close_matches(str(loc[-1]), names, 1)
+def _keys_at(kind: Any, place: Place) -> list[str]:
+    """The keys of the table at a place of a file that `kind` describes, as `Faults.whole` reads it."""
+    for key in (part for part in place if isinstance(part, str)):
+        hint = get_type_hints(kind)[key]
+        kind = next(one for one in (hint, *get_args(hint)) if is_dataclass(one))
+    return [one.name for one in fields(kind)]
+
+
+def _sentence(keys: Callable[[Place], list[str]], fault: str, loc: Place, message: str) -> str:
+    if fault in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = difflib.get_close_matches(str(loc[-1]), keys(loc[:-1]), 1)
         return "unknown key" + (f", did you mean {near[0]}" if near else "")
     if fault == "missing":
         return "is missing"
     if fault == "too_short":
         return "is empty, which would allow none: name at least one, or remove the key"
-    return message.removeprefix("Value error, ").replace("Input should be", "must be").rstrip(".")
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return message.replace("valid tuple", "valid list").rstrip(".")
 
 
 # --- lines of keys ---------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from signer.authority import core
 from signer.authority.shadow import Shadow
 from signer.ca import key_file
 from signer.cli.catalogue import VERBS
-from signer.cli.parser import Help, read_words
+from signer.cli.parser import read_words
 from signer.cli.usage import render_help
 from signer.error_catalogue import CATALOGUE, render_markdown
 from signer.ledger.marks import Mark
@@ -195,9 +195,9 @@ def recorded(name: str, typed: str) -> str:
 
 def help_of(words: str) -> str:
     found = read_words([*words.split(), "--help"])
-    if not isinstance(found, Help):
+    if not isinstance(found, str):
         raise TypeError(f"signer {words} has no help")
-    return fenced(f"signer {words} --help", found.text)
+    return fenced(f"signer {words} --help", found)
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def routes() -> Table:
             "no" if route.is_open else "yes",
             link_to(route.body) if route.body is not None else "",
             f"{route.status} {code(route.answer) if isinstance(route.answer, str) else link_to(route.answer)}",
-            ", ".join(map(str, route.faults)),
+            ", ".join(map(str, route.statuses)),
             route.text,
         )
         for route in ROUTES

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from flask import Flask
+from werkzeug.test import run_wsgi_app
 
 from signer.api.admission import Admission, Peer, busy, peer_of
 from signer.api.app import make_flask
@@ -252,21 +253,5 @@ def run_flask(flask: Flask, environ: Environ, body: bytes) -> HttpResponse:
         "wsgi.input": io.BytesIO(body),
         "wsgi.errors": sys.stderr,
     }
-    begun: list[tuple[int, list[tuple[str, str]]]] = []
-
-    def start_response(status: str, headers: list[tuple[str, str]], _error: object = None) -> Callable[[bytes], object]:
-        begun[:] = [(int(status[:3]), headers)]
-        return _no_write
-
-    parts: Iterable[bytes] = flask.wsgi_app(environ, start_response)
-    try:
-        content = b"".join(parts)
-    finally:
-        if (close := getattr(parts, "close", None)) is not None:
-            close()
-    ((status, headers),) = begun
-    return HttpResponse(HTTPStatus(status), headers, content)
-
-
-def _no_write(_data: bytes) -> None:
-    raise NotImplementedError("Flask returns its response, it does not write it")
+    parts, status, headers = run_wsgi_app(flask.wsgi_app, environ, buffered=True)
+    return HttpResponse(HTTPStatus(int(status[:3])), headers.to_wsgi_list(), b"".join(parts))

@@ -255,12 +255,10 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called when the connection is closed, by either side."""
         super().connection_lost(exc)
         self.registry.remove(self)
 
     def data_received(self, data: bytes) -> None:
-        """Called with bytes of the client."""
         if self.phase is Phase.LINGERING:
             self._discarded += len(data)
             if self._discarded > MAX_DISCARDED:
@@ -384,7 +382,6 @@ class ClientConnection(HttpToolsProtocol):
     # --- callbacks of the parser --------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Called at the first byte of a message."""
         if self._is_whole:
             raise _Refusal(_MALFORMED)
         super().on_message_begin()
@@ -398,7 +395,6 @@ class ClientConnection(HttpToolsProtocol):
             self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Called at the end of the head."""
         version = self.parser.get_http_version()
         framing: dict[bytes, bytes] = {}
         for name, value in self.headers:
@@ -462,13 +458,11 @@ class ClientConnection(HttpToolsProtocol):
         self._is_size = True
 
     def on_body(self, body: bytes) -> None:
-        """Called with each part of the body."""
         self.cycle.body += body
         if len(self.cycle.body) > MAX_BODY:
             raise _Refusal(body_too_large())
 
     def on_message_complete(self) -> None:
-        """Called at the end of a request."""
         self.cycle.more_body = False
         self.cycle.message_event.set()
         self._is_whole = True
@@ -569,17 +563,6 @@ class ClientConnection(HttpToolsProtocol):
             self.cut_off()
 
 
-class _Listener:
-    """A listening socket of the loop, as uvicorn's server closes it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
-        self._loop, self._listener = loop, listener
-
-    def close(self) -> None:
-        """Accepts no more connections."""
-        self._loop.remove_reader(self._listener.fileno())
-
-
 class Api(Protocol):
     """What the server asks of the application, besides to answer requests."""
 
@@ -607,10 +590,8 @@ class EdgeServer(Server):
         """Listens on the sockets of the arbiter."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._report)
-        self.servers: list[Any] = []
         for listener in sockets or []:
             loop.add_reader(listener.fileno(), self._accept, listener)
-            self.servers.append(_Listener(loop, listener))
         self.started = True
         self._note_started()
 
@@ -674,15 +655,13 @@ class EdgeServer(Server):
         return await super().on_tick(counter)
 
     def chores(self) -> None:
-        """Checks what is due."""
         self.clients.expire()
         self._api.chores()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers the requests in transit, refuses those that wait too long, and ends."""
-        for server in self.servers:
-            server.close()
         for listener in sockets or []:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()

@@ -36,8 +36,6 @@ Asker = Callable[[Route, Mapping[str, object]], replies.Reply]
 
 
 def register(app: Flask, keeper: KeeperClient, settings: Settings, published: PublishedFiles) -> None:
-    """Adds the native routes to `app`."""
-
     def ask(route: Route, fields: Mapping[str, object]) -> replies.Reply:
         """Asks the keeper for the sender of the current HTTP request."""
         header = message_header(route.op, request.environ, settings.proxies, request_id())
@@ -138,16 +136,9 @@ def json_response(value: BaseModel, status: int = 200) -> Response:
 
 
 def who_am_i(reply: replies.Reply) -> WhoAmI:
-    """The answer of `GET /api/whoami`."""
     caller = replies.expect(replies.CallerDetails, reply)
-    return WhoAmI(
-        identity=caller.identity,
-        kind=caller.kind,
-        roles=caller.roles,
-        groups=caller.groups,
-        may=caller.may,
-        token=CallerToken(expires=caller.expires),
-    )
+    known = caller.model_dump(include=WhoAmI.model_fields.keys() & replies.CallerDetails.model_fields.keys())
+    return WhoAmI(**known, token=CallerToken(expires=caller.expires))
 
 
 def _text(text: str, content_type: str, status: int = 200) -> Response:

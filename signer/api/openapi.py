@@ -16,16 +16,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from signer import __version__
-from signer.api import schemas
 from signer.api.published import FILES
+from signer.api.schemas import Alive, Problem, WhoAmI
 from signer.model import BACKENDS, REQUEST_STATES, RevokedBy
-from signer.protocol import replies
-from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
+from signer.protocol import bodies, replies
 from signer.protocol.commands import MAX_WAIT
-from signer.protocol.freeze_request import FreezeBody
-from signer.protocol.host_request import MAX_HOST_NAME, HostKeysBody
 from signer.protocol.operations import DIGEST, OperationBody
-from signer.protocol.revocation_request import RevokeBody
 from signer.protocol.sign_request import PRINTABLE, SignBody
 
 _SCHEMAS: Final = "#/components/schemas/"
@@ -33,8 +29,6 @@ _SCHEMAS: Final = "#/components/schemas/"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query parameter."""
-
     name: str
     text: str
     schema: dict[str, Any]
@@ -54,19 +48,26 @@ class Route:
     answer: type[BaseModel] | str
     body: type[BaseModel] | None = None
     status: int = 200
-    faults: tuple[int, ...] = (401, 403, 503)
+    faults: tuple[int, ...] = (403,)  # other statuses, besides those that follow from token, path, query and body
     queries: tuple[Query, ...] = ()
     is_open: bool = False  # needs no token
     accepted: type[BaseModel] | None = None  # the answer 202, while humans have not approved
     required: tuple[str, ...] = ()  # fields of the body that other routes with this model do not need
     named: str = ""  # "" for the name that the path gives it
 
+    @property
+    def statuses(self) -> list[int]:
+        """What the route answers besides `status`, without what the edge answers before it."""
+        is_read = self.body is not None or self.queries or "{" in self.path
+        by_form = {401: not self.is_open, 503: not self.is_open, 400: is_read, 413: self.body is not None}
+        return sorted({*self.faults, *(status for status, applies in by_form.items() if applies)})
+
 
 # What the edge answers before any route sees the request: malformed, late, too large, a long line, too many requests
 # without a known token, a large head.
 EDGE_FAULTS: Final = (400, 408, 413, 414, 429, 431)
 _WORD: Final = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": PRINTABLE}
-_HOST: Final = {**_WORD, "maxLength": MAX_HOST_NAME}
+_HOST: Final = {**_WORD, "maxLength": bodies.MAX_HOST_NAME}
 _SEQ: Final = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _SERIAL: Final = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
 
@@ -115,21 +116,19 @@ _PREVIEW: Final = (
 ROUTES: Final = (
     Route(
         "POST", "/api/sign/{role}", "sign", "Issue a certificate, or ask humans to approve it", replies.Certificate,
-        SignBody, 201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
-        required=("public_key",),
+        SignBody, 201, (403, 404, 409, 429), accepted=replies.RequestDetails, required=("public_key",),
     ),
     Route(
         "POST", "/api/explain/{role}", "explain", "Show the policy decision; signs nothing", replies.Explanation,
-        SignBody, faults=(400, 401, 403, 404, 413, 503),
+        SignBody, faults=(403, 404),
     ),
     Route(
         "GET", "/api/certificates", "certificates",
-        "List certificates, newest first; the header Link names the next page", replies.CertificatePage,
-        faults=(400, 401, 403, 503), queries=_LIST,
+        "List certificates, newest first; the header Link names the next page", replies.CertificatePage, queries=_LIST,
     ),
     Route(
         "GET", "/api/certificates/{serial}", "certificate", "Show one certificate with its ledger entries",
-        replies.CertificateDetails, faults=(400, 401, 404, 503),
+        replies.CertificateDetails, faults=(404,),
     ),
     Route("GET", "/api/ledger/head", "head", "The newest entry of the ledger", replies.Recorded),
     Route(
@@ -139,103 +138,97 @@ ROUTES: Final = (
     ),
     Route(
         "GET", "/api/ledger/proof", "proof", "Prove that the ledger of one size begins with that of a smaller one",
-        replies.ConsistencyProof, faults=(400, 403, 404, 503), queries=PROOF, is_open=True,
+        replies.ConsistencyProof, faults=(403, 404, 503), queries=PROOF, is_open=True,
     ),
     Route(
         "GET", "/api/ledger/entries", "entries",
-        "All events of the ledger in their order, page by page, for a copy of it", replies.LedgerPage,
-        faults=(400, 401, 403, 503), queries=_ENTRIES,
+        "All events of the ledger in their order, page by page, for a copy of it", replies.LedgerPage, queries=_ENTRIES,
     ),
     Route(
         "GET", "/api/operations", "operations",
         "List operations on the platform, newest first; pages as for certificates", replies.OperationPage,
-        faults=(400, 401, 403, 503), queries=_OPERATIONS,
+        queries=_OPERATIONS,
     ),
     Route(
         "POST", "/api/operations", "record", "Record an operation; returns its ledger entry", replies.OperationDetails,
-        OperationBody, 201, (400, 401, 403, 413, 503),
+        OperationBody, 201,
     ),
-    Route(
-        "GET", "/api/freezes", "freezes", "The freezes in force that you may see", replies.Freezes, faults=(401, 503),
-    ),
+    Route("GET", "/api/freezes", "freezes", "The freezes in force that you may see", replies.Freezes, faults=()),
     Route(
         "POST", "/api/freezes", "freeze", "Stop issuing to an identity, for a role, or at all", replies.FreezeState,
-        FreezeBody, 201, (400, 401, 403, 413, 503),
+        bodies.FreezeBody, 201,
     ),
     Route(
-        "DELETE", "/api/freezes/{scope}", "unfreeze", "Issue again", replies.FreezeState,
-        faults=(400, 401, 403, 404, 503),
+        "DELETE", "/api/freezes/{scope}", "unfreeze", "Issue again", replies.FreezeState, faults=(403, 404),
     ),
     Route(
         "GET", "/api/revocations", "revocations", "List revocations, newest first; pages as for certificates",
-        replies.RevocationPage, faults=(400, 401, 403, 503), queries=_pages("revocations"),
+        replies.RevocationPage, queries=_pages("revocations"),
     ),
     Route(
         "GET", "/api/revocations/preview", "preview_revocation",
-        "What a revocation would hit now; needs the right revoke", replies.RevocationPreview,
-        faults=(400, 401, 403, 503), queries=_PREVIEW,
+        "What a revocation would hit now; needs the right revoke", replies.RevocationPreview, queries=_PREVIEW,
     ),
     Route(
         "POST", "/api/revocations", "revoke", "Revoke certificates or a key for good; needs the right revoke",
-        replies.Revoked, RevokeBody, 201, (400, 401, 403, 413, 503),
+        replies.Revoked, bodies.RevokeBody, 201,
     ),
     Route(
         "GET", "/api/host-keys", "host_keys", "List the hosts whose keys are known, by name", replies.HostKeysPage,
-        faults=(400, 401, 403, 503), queries=(Query("after", "`after` of the previous page", _HOST),),
+        queries=(Query("after", "`after` of the previous page", _HOST),),
     ),
     Route(
         "POST", "/api/host-keys", "add_host_keys", "List a host with its keys; needs the right hosts", replies.HostKeys,
-        HostKeysBody, 201, (400, 401, 403, 409, 413, 503),
+        bodies.HostKeysBody, 201, (403, 409),
     ),
     Route(
         "DELETE", "/api/host-keys/{host}", "remove_host_keys", "Take a host off the list; needs the right hosts",
-        replies.HostRemoved, faults=(400, 401, 403, 404, 503),
+        replies.HostRemoved, faults=(403, 404),
     ),
     Route(
         "GET", "/api/whoami", "whoami", "Who the caller is: identity, roles, rights, and when the token ends",
-        schemas.WhoAmI, faults=(401, 503),
+        WhoAmI, faults=(),
     ),
     Route(
         "GET", "/api/requests", "requests",
         "List requests that you may see, newest first, also those that ended in the last day", replies.RequestPage,
-        faults=(400, 401, 403, 503), queries=_REQUESTS,
+        queries=_REQUESTS,
     ),
     Route(
         "GET", "/api/requests/{name}", "request", "Show a request; with `wait`, as soon as it is decided",
-        replies.RequestDetails, faults=(400, 401, 404, 503), queries=_WAIT, named="request",
+        replies.RequestDetails, faults=(404,), queries=_WAIT, named="request",
     ),
     Route(
         "POST", "/api/requests/{name}/claim", "claim", "Issue the certificate of an approved request",
-        replies.Certificate, ClaimBody, 201, (400, 401, 403, 404, 409, 413, 429, 503), accepted=replies.RequestDetails,
+        replies.Certificate, bodies.ClaimBody, 201, (403, 404, 409, 429), accepted=replies.RequestDetails,
         named="request",
     ),
     Route(
         "POST", "/api/requests/{name}/approve", "approve", "Approve a request with a signature", replies.RequestDetails,
-        ApproveBody, faults=(400, 401, 403, 404, 409, 413, 503), named="request",
+        bodies.ApproveBody, faults=(403, 404, 409), named="request",
     ),
     Route(
-        "POST", "/api/requests/{name}/deny", "deny", "Deny a request", replies.RequestDetails, DenyBody,
-        faults=(400, 401, 403, 404, 409, 413, 503), named="request",
+        "POST", "/api/requests/{name}/deny", "deny", "Deny a request", replies.RequestDetails, bodies.DenyBody,
+        faults=(403, 404, 409), named="request",
     ),
     Route(
         "POST", "/api/requests/{name}/withdraw", "withdraw", "Withdraw your own request", replies.RequestDetails,
-        WithdrawBody, faults=(400, 401, 403, 404, 409, 413, 503), named="request",
+        bodies.WithdrawBody, faults=(403, 404, 409), named="request",
     ),
     Route(
-        "GET", "/api/waivers", "waivers", "List the waivers in force that you may see", replies.Waivers,
-        faults=(401, 503),
+        "GET", "/api/waivers", "waivers", "List the waivers in force that you may see", replies.Waivers, faults=(),
     ),
     Route(
-        "POST", "/api/waivers/{name}/end", "end_waiver", "End a waiver", replies.WaiverEnded, EndBody,
-        faults=(400, 401, 403, 404, 413, 503), named="waiver",
+        "POST", "/api/waivers/{name}/end", "end_waiver", "End a waiver", replies.WaiverEnded, bodies.EndBody,
+        faults=(403, 404), named="waiver",
     ),
     Route(
         "GET", "/api/incidents", "incidents", "List the incidents that you may see, newest first", replies.Incidents,
-        faults=(400, 401, 503), queries=_INCIDENTS,
+        faults=(), queries=_INCIDENTS,
     ),
     Route(
         "POST", "/api/incidents/{name}/close", "close_incident", "Close an incident with a reference to a commit",
-        replies.IncidentRow, CloseBody, faults=(400, 401, 403, 404, 409, 413, 503), named="incident",
+        replies.IncidentRow, bodies.CloseBody, faults=(403, 404, 409), named="incident",
     ),
     Route(
         "GET", "/api/ca", "ca", "Every CA key that hosts must trust, for TrustedUserCAKeys", "text/plain",
@@ -247,7 +240,7 @@ ROUTES: Final = (
     ),
     Route("GET", "/api/hosts", "hosts", "Which hosts have which revocation list", replies.Hosts),
     Route("GET", "/api/openapi.json", "", "This document", "application/json", faults=(), is_open=True),
-    Route("GET", "/healthz", "", "Check that the API process responds", schemas.Alive, faults=(), is_open=True),
+    Route("GET", "/healthz", "", "Check that the API process responds", Alive, faults=(), is_open=True),
     Route(
         "GET", "/readyz", "health", "Check that certificates can be issued", replies.Ready, faults=(503,), is_open=True,
     ),
@@ -266,8 +259,7 @@ def text() -> str:
 
 @cache
 def document() -> dict[str, Any]:
-    """The whole document."""
-    models: set[type[BaseModel]] = {schemas.Problem}
+    models: set[type[BaseModel]] = {Problem}
     for route in ROUTES:
         models |= {
             part
@@ -307,8 +299,8 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.accepted is not None:
         accepted = _of_model(route.accepted, "application/json")
         responses["202"] = {"description": HTTPStatus.ACCEPTED.phrase, "content": accepted}
-    for status in sorted({*route.faults, *EDGE_FAULTS}):
-        problem = _of_model(schemas.Problem, "application/problem+json")
+    for status in sorted({*route.statuses, *EDGE_FAULTS}):
+        problem = _of_model(Problem, "application/problem+json")
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
     queries = [
         {"name": query.name, "in": "query", "description": query.text, "schema": query.schema}
@@ -340,5 +332,4 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def path_schema(name: str) -> dict[str, Any]:
-    """The schema of a name in a path."""
     return {"serial": _SERIAL, "host": _HOST}.get(name, _WORD)

@@ -52,7 +52,6 @@ class Waiters:
         return event
 
     def remove(self, request: str, event: asyncio.Event) -> None:
-        """The client waits no longer."""
         self._waiting[request].discard(event)
         if not self._waiting[request]:
             del self._waiting[request]
@@ -84,7 +83,6 @@ class Waiters:
         asyncio.get_running_loop().add_reader(sock.fileno(), self._on_readable)
 
     def close(self) -> None:
-        """Ends the connection."""
         if self._sock is not None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
             self._sock.close()

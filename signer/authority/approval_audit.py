@@ -150,7 +150,8 @@ class ApprovalAuditor:
             return
         faults = self._record_faults(entry, body, asked)
         try:
-            given = self._verified(body, _statement(body, asked))
+            statement = approval_statement(name, asked.digest, approver, body["waiver"])
+            given = self._verified(body, statement)
         except BadFormat as fault:
             faults.append(f"does not verify: {fault.text}")
         else:
@@ -337,10 +338,6 @@ class ApprovalAuditor:
         elif not faults:
             self.audit.owned.add((given.by, signature.fingerprint))
         return faults
-
-
-def _statement(body: Mapping[str, Any], asked: _Asked) -> bytes:
-    return approval_statement(body["request"], asked.digest, body["approver"], body["waiver"])
 
 
 def _is_of_line(given: _Given, line: ApprovalKey) -> bool:

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from typing import Any, Final
 
+from signer.authority import webauthn
 from signer.authority.incidents import Incidents
-from signer.authority.signatures import Signatures
 from signer.authority.webauthn import MAX_CLIENT_DATA, VerifiedAssertion
 from signer.errors import BadRequest, BadSignature, NotFound, Refused, SignerError
 from signer.model import (
@@ -47,9 +47,10 @@ from signer.model import (
 )
 from signer.policy.decide import Policy
 from signer.policy.passkeys import decode_base64url
+from signer.ssh import sshsig
 from signer.ssh.publickey import render_public_key
 from signer.ssh.sshsig import SshSignature
-from signer.ssh.statement import approval_statement, request_digest
+from signer.ssh.statement import APPROVAL_NAMESPACE, approval_statement, request_digest
 from signer.units import parse_timestamp, timestamp
 
 PENDING_FOR: Final = 3_600  # seconds that a request waits for humans
@@ -89,7 +90,7 @@ class Situation:
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenRequest:
+class FrozenRequest(Terms):
     """What humans approve, exactly: the certificate, who asks for it and why, and what may claim it.
 
     One of `public_key` (`type base64`) and `claim_sha256` is set. `id` is `r-` and 10 base32 letters of randomness.
@@ -100,16 +101,6 @@ class FrozenRequest:
     asked: int
     expires: int
     policy: str
-    identity: str
-    kind: IdentityKind
-    role: str
-    key_id: str
-    principals: tuple[str, ...]
-    critical_options: tuple[tuple[str, str], ...]
-    extensions: tuple[tuple[str, str], ...]
-    ttl: int
-    reason: str | None
-    address: str | None
     public_key: str | None
     claim_sha256: str | None
 
@@ -254,6 +245,28 @@ class Status:
     def approvers(self) -> tuple[str, ...]:
         """The other humans whose signatures count."""
         return tuple(given.by for given in self.counting)
+
+
+# --- what approves ----------------------------------------------------------------------------------------------------
+
+
+class Signatures:
+    """Signatures as `ssh-keygen -Y sign` makes them, and assertions of passkeys as browsers return them."""
+
+    def key(self, armored: str) -> PublicKey:
+        """The key that a signature names; raises `BadSignature`."""
+        return sshsig.signature_key(armored)
+
+    def verify(self, armored: str, statement: bytes, key: PublicKey) -> sshsig.SshSignature:
+        """Checks a signature over a statement by a key; raises `BadSignature`."""
+        return sshsig.verify(armored, statement, APPROVAL_NAMESPACE, key)
+
+    def verify_assertion(self, assertion: Assertion, statement: bytes, passkey: Passkey) -> webauthn.VerifiedAssertion:
+        """Checks an assertion for a statement by a passkey; raises `BadSignature`."""
+        return webauthn.verify_assertion(assertion, statement, passkey)
+
+
+SIGNATURES: Final = Signatures()
 
 
 # --- what a role requires --------------------------------------------------------------------------------------------
@@ -483,7 +496,6 @@ class Approvals:
     # --- looking --------------------------------------------------------------------------------------------------
 
     def get(self, request_id: str) -> Request | None:
-        """A request by its id."""
         return self._requests.get(request_id)
 
     def newest(self) -> Iterator[Request]:
@@ -596,7 +608,7 @@ class Approvals:
         found = (self.waiver_of(request, situation) for request in self._requests.values() if request.approvals)
         return [waiver for waiver in found if waiver is not None]
 
-    def covering(self, ask: FrozenRequest | Terms, situation: Situation) -> Waiver | None:
+    def covering(self, ask: Terms, situation: Situation) -> Waiver | None:
         """A waiver that covers what is asked: the same certificate or a narrower one, from the same address."""
         for request in self._requests.values():
             if request.approvals and _is_within(ask, request.frozen):
@@ -631,22 +643,15 @@ class Approvals:
         random: Callable[[int], bytes],
     ) -> FrozenRequest:
         """What humans would approve, bound to the digest of a claim secret, else to `key`."""
+        asked = {item.name: getattr(terms, item.name) for item in fields(terms)}
+        asked["reason"] = None if terms.reason is None else hide_tokens(terms.reason)  # as the ledger will have it
         return FrozenRequest(
+            **asked,
             id=self._new_id(random),
             nonce=random(NONCE_BYTES).hex(),
             asked=situation.now,
             expires=situation.now + PENDING_FOR,
             policy=situation.policy.digest,
-            identity=terms.identity,
-            kind=terms.kind,
-            role=terms.role,
-            key_id=terms.key_id,
-            principals=terms.principals,
-            critical_options=terms.critical_options,
-            extensions=terms.extensions,
-            ttl=terms.ttl,
-            reason=None if terms.reason is None else hide_tokens(terms.reason),  # as the ledger will have it
-            address=terms.address,
             public_key=None if claim_sha256 is not None or key is None else render_public_key(key.kind, key.blob),
             claim_sha256=claim_sha256,
         )
@@ -976,24 +981,17 @@ def _line_of(approver: Identity, signature: str | Assertion, signatures: Signatu
 
     Raises `Refused` if the approver has none, and `BadSignature`.
     """
+    lines: dict[str, ApprovalKey]
     if isinstance(signature, Assertion):
-        for line in approver.approval_keys:
-            if isinstance(line, Passkey) and line.id == signature.id:
-                return line
-        raise Refused(
-            "approval_key_unknown",
-            f"the assertion is by a passkey that is not among {approver.name}'s approval_keys",
-            "approve with a passkey that policy.toml lists",
-        )
-    key = signatures.key(signature)
-    for line in approver.approval_keys:
-        if isinstance(line, SshApprovalKey) and line.fingerprint == key.fingerprint:
-            return line
-    raise Refused(
-        "approval_key_unknown",
-        f"the signature is by {key.fingerprint}, which is not among {approver.name}'s approval_keys",
-        "sign with a key that policy.toml lists",
-    )
+        name, lines = signature.id, {line.id: line for line in approver.approval_keys if isinstance(line, Passkey)}
+        by, hint = "the assertion is by a passkey that", "approve with a passkey that policy.toml lists"
+    else:
+        name = signatures.key(signature).fingerprint
+        lines = {line.fingerprint: line for line in approver.approval_keys if isinstance(line, SshApprovalKey)}
+        by, hint = f"the signature is by {name}, which", "sign with a key that policy.toml lists"
+    if name not in lines:
+        raise Refused("approval_key_unknown", f"{by} is not among {approver.name}'s approval_keys", hint)
+    return lines[name]
 
 
 def signature_mark(body: Mapping[str, Any]) -> str | None:
@@ -1071,7 +1069,7 @@ def _check_waiver(waiver: WaiverTerms, wanted: Requirement, frozen: FrozenReques
         )
 
 
-def _is_within(ask: FrozenRequest | Terms, approved: FrozenRequest) -> bool:
+def _is_within(ask: Terms, approved: FrozenRequest) -> bool:
     """Whether a waiver's request covers another ask: nothing wider, and from the same address."""
     return (
         ask.identity == approved.identity

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 from signer.errors import CertificateMismatch
 from signer.model import BACKDATE, Caller, Consent, Event, Grant
 from signer.protocol.replies import Certificate
-from signer.signing import SigningKey
 from signer.ssh.certificate import (
     NONCE_BYTES,
     USER_CERTIFICATE,
@@ -23,6 +22,7 @@ from signer.ssh.certificate import (
     encode_unsigned,
 )
 from signer.ssh.publickey import certificate_kind, render_public_key
+from signer.ssh.signing import SigningKey
 from signer.units import timestamp
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import base64
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Final, Literal
 
 from signer.errors import NotAuthenticated, Refused
 from signer.model import CONSOLE_PREFIX, Assertion, Caller, Event, Identity, Token
 from signer.policy.decide import Policy
+from signer.policy.tokens import ID_DIGITS, token_digest
 from signer.protocol import commands
 
 SECRET_BYTES: Final = 32  # of randomness in a credential
@@ -27,7 +27,6 @@ MAX_SESSIONS: Final = 1_000  # of all identities; the one that was used longest 
 SIGN_INS: Final = 10  # of an identity in `WINDOW`
 WINDOW: Final = 60  # seconds in which sign-ins count
 CLOCK_TOLERANCE: Final = 60  # seconds by which the clock may be set back before sessions end
-ID_DIGITS: Final = 12  # hexadecimal digits of the digest that name a session
 RIGHTS: Final = frozenset({"approve", "freeze", "ledger.read"})  # those that may be of use in a session
 _LOOK: Final = (
     commands.Query
@@ -78,7 +77,7 @@ class ConsoleSessions:
         self._check_rate(identity.name, now)
         events = [self._end(digest, "replaced") for digest in self._without_room(identity.name)]
         credential = CONSOLE_PREFIX + base64.urlsafe_b64encode(secret).decode().rstrip("=")
-        digest = _digest(credential)
+        digest = token_digest(credential)
         ends = min(now + LONGEST, token.expires)
         session = Session(digest[:ID_DIGITS], identity.name, token.sha256, identity.may, now, ends, now)
         self._sessions[digest] = session
@@ -119,7 +118,7 @@ class ConsoleSessions:
 
         Raises `NotAuthenticated`. Unless the caller is unattended, the session is no longer idle.
         """
-        digest = _digest(caller.token or "")
+        digest = token_digest(caller.token or "")
         session = self._sessions.get(digest)
         if session is None or _why_over(session, policy, now) is not None:
             raise _ended()
@@ -130,7 +129,7 @@ class ConsoleSessions:
 
     def end(self, credential: str) -> Event:
         """Ends a session whose human signs out; returns the event to record. Raises `NotAuthenticated`."""
-        digest = _digest(credential)
+        digest = token_digest(credential)
         if digest not in self._sessions:
             raise _ended()
         return self._end(digest, "signed_out")
@@ -170,10 +169,6 @@ def check_command(command: commands.Command) -> None:
 
 def _ended() -> NotAuthenticated:
     return NotAuthenticated("session_ended", "the console session has ended", "sign in again")
-
-
-def _digest(credential: str) -> str:
-    return sha256(credential.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _why_over(session: Session, policy: Policy, now: int) -> Why | None:

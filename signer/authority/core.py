@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
 
-from signer.authority import console_sessions, freezes, identities, queries, requests
+from signer.authority import console_sessions, freezes, queries, requests
 from signer.authority.approvals import (
     REMEMBERED,
+    SIGNATURES,
     Approvals,
     Request,
+    Signatures,
     Situation,
     Status,
     asked_again,
@@ -40,7 +42,6 @@ from signer.authority.limits import UNAUTHENTICATED, CertificateUsage, Refusals,
 from signer.authority.notices import NOTICED, Noticing, token_notices
 from signer.authority.revocation import LIST_EVERY, RevokedLately, RevokedState
 from signer.authority.shadow import Shadow
-from signer.authority.signatures import SIGNATURES, Signatures
 from signer.authority.vault_certificates import PendingCertificate, outside_grant, read_vault_certificate
 from signer.errors import (
     BadPublicKey,
@@ -108,9 +109,9 @@ from signer.protocol.replies import (
     SignedOut,
     Waivers,
 )
-from signer.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.ssh.certificate import NONCE_BYTES
 from signer.ssh.publickey import parse_public_key, render_public_key
+from signer.ssh.signing import CertifyInPool, Obtained, SignAtOnce, SigningKey, SigningOrder
 from signer.units import timestamp
 
 INTERNAL_ERROR: Final = "internal_error"
@@ -856,7 +857,9 @@ class Core:
     def _answer(self, query: Query, identity: Identity, token: Token, now: float) -> Reply | Lookup:
         if isinstance(query, AboutIdentities):
             state = self._ready(now)
-            return identities.answer(query, identity, self.policy, state.certificates, state.freezes, int(now))
+            return queries.answer_about_identities(
+                query, identity, self.policy, state.certificates, state.freezes, int(now)
+            )
         return queries.answer(query, identity, token, self.policy, self._ledger, int(now))
 
     # --- calls of the keeper between batches -------------------------------------------------------------------

@@ -155,7 +155,7 @@ class HostList:
     ) -> tuple[replies.HostRemoved, Event]:
         """Takes a host off the list; returns the reply and the event. Raises `Refused`, `BadRequest` or `NotFound`."""
         _check_may_change(identity, freezes)
-        name = parse_host_name(command.name)
+        name = parse_host_name(command.host)
         if self._drop(name) is None:
             hint = "see `signer hosts list`"
             if name in self._owners:
@@ -179,7 +179,6 @@ class HostList:
 
 
 def host_keys_reply(host: KnownHost) -> replies.HostKeys:
-    """A host as the API shows it."""
     rows = []
     for line in host.keys:
         key = parse_public_key(line)

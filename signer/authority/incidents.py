@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from signer.errors import BadRequest, NotFound, Refused
 from signer.model import BREAK_GLASS_TTL, Event, Identity, Terms
-
-if TYPE_CHECKING:
-    from signer.authority.approvals import FrozenRequest
 
 OVERDUE_AFTER: Final = 24 * 3_600  # seconds for which an incident may be open without a consequence
 MIN_REASON: Final = 20  # characters of the reason of a break-glass request, without surrounding blanks
@@ -47,7 +44,6 @@ class Incident:
     closed: Closed | None = None
 
     def is_overdue(self, now: int) -> bool:
-        """True if it has been open for too long."""
         return self.closed is None and now >= self.opened + OVERDUE_AFTER
 
 
@@ -81,7 +77,6 @@ class Incidents:
         return [incident for incident in self.all() if incident.closed is None]
 
     def overdue(self, now: int) -> list[Incident]:
-        """Those open for too long."""
         return [incident for incident in self._incidents.values() if incident.is_overdue(now)]
 
     def is_overdue(self, identity: str, now: int) -> bool:
@@ -112,7 +107,7 @@ def may_see(identity: Identity, incident: Incident) -> bool:
     return identity.name == incident.identity or bool({"approve", "operate", "ledger.read"} & identity.may)
 
 
-def check_break_glass(terms: FrozenRequest | Terms) -> None:
+def check_break_glass(terms: Terms) -> None:
     """Raises `Refused` for a break-glass request that no policy can allow."""
     if terms.kind != "human":
         raise Refused(

@@ -35,7 +35,6 @@ class _Ends:
         self._first: list[int] = []  # a heap of the seconds
 
     def add(self, second: int) -> None:
-        """Counts one more."""
         if second in self._at:
             self._at[second] += 1
         else:
@@ -74,7 +73,6 @@ class CertificateUsage:
             self.add(*row)
 
     def add(self, identity: str, role: str, issued: int, valid_before: int) -> None:
-        """Counts one more certificate."""
         held = self._held.get((identity, role))
         if held is None:
             held = self._held[identity, role] = _Held()
@@ -82,7 +80,6 @@ class CertificateUsage:
         held.live.add(valid_before)
 
     def usage(self, identity: str, role: str, now: int) -> UsageCounts:
-        """The counts at `now`."""
         held = self._held.get((identity, role))
         if held is None:
             return UsageCounts()
@@ -121,7 +118,6 @@ class CertificateUsage:
 
 
 def refusal_event(refusal: SignerError, actor: str, role: str, caller: Caller) -> Event:
-    """The event of one refusal."""
     body: dict[str, object] = {
         "code": refusal.code,
         "text": refusal.text,
@@ -243,7 +239,6 @@ class Refusals(RepeatSuppressor):
         return (kind[0], "various", "", ""), MAX_STRANGER_KINDS if kind[0] == UNAUTHENTICATED else MAX_KINDS
 
     def repeated(self, repeats: _Repeats) -> Event:
-        """The count of one refusal."""
         actor, code, role, address = repeats.kind
         body: dict[str, object] = {"code": code, "role": role, "address": address}
         return Event("refusals.repeated", actor, {**body, "count": repeats.count, "since": repeats.since})
@@ -265,7 +260,6 @@ class Differences(RepeatSuppressor):
         return str(body["role"]), str(body["field"]), str(body["severity"]), *values
 
     def repeated(self, repeats: _Repeats) -> Event:
-        """The count of one difference."""
         role, name, severity, *_ = repeats.kind
         body: dict[str, object] = {"role": role, "field": name, "severity": severity}
         return Event("shadow.repeated", MANY, {**body, "count": repeats.count, "since": repeats.since})

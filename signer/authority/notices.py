@@ -17,7 +17,7 @@ from signer.model import Entry, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.tokens import token_id
 from signer.protocol.notices import Notice, Topic, Urgency, state_notice
-from signer.units import parse_timestamp, plain, render_duration, render_span, timestamp
+from signer.units import cut, listed, parse_timestamp, plain, render_duration, render_span, timestamp
 
 # The kinds of events that notices are made from; every other one costs a commit one look-up here.
 NOTICED: Final = frozenset(
@@ -38,8 +38,7 @@ _MAX_REFUSALS: Final = 1_000  # kinds whose last notice is remembered
 
 def shown(text: object, limit: int = MAX_DETAIL) -> str:
     """A caller's text for a message: one printable line, without tokens and addresses to follow."""
-    safe = plain(hide_tokens(str(text))).replace("://", "[:]//")
-    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+    return cut(plain(hide_tokens(str(text))).replace("://", "[:]//"), limit)
 
 
 class Noticing:
@@ -115,7 +114,7 @@ def _of_request(
     if wanted.count == 0 or (entry.kind == "approval.given" and body["approver"] == frozen.identity):
         return None
     approvers = approvals.approvers(request, situation)
-    names = _listed(approvers)
+    names = listed(approvers, MAX_NAMES, "nobody")
     concerns = sorted({frozen.identity, *approvers, *request.approvals})
     subject = f"{frozen.role} for {frozen.identity}"
     if entry.kind == "approval.requested":
@@ -142,7 +141,7 @@ def _certificate(request: Request) -> Iterator[str]:
     """What the request would open, in lines."""
     frozen = request.frozen
     where = f", from {frozen.address}" if frozen.address else ""
-    yield f"certificate for {_listed(frozen.principals)}, {render_duration(frozen.ttl)}{where}"
+    yield f"certificate for {listed(frozen.principals, MAX_NAMES)}, {render_duration(frozen.ttl)}{where}"
     if (command := dict(frozen.critical_options).get("force-command")) is not None:
         yield f"only command: {command}"
     yield f"reason: {frozen.reason}" if frozen.reason else "no reason given"
@@ -156,8 +155,8 @@ def _outcome(entry: Entry, body: Mapping[str, Any], request: Request, needed: in
             given = [one.by for one in request.approvals.values() if one.by != asker and one.at <= at]
             names = list(dict.fromkeys([*given, str(body["approver"])]))
             if len(names) >= needed:
-                return f"approved by {_listed(names)}"
-            return f"{len(names)} of {needed} approvals, by {_listed(names)}"
+                return f"approved by {listed(names, MAX_NAMES)}"
+            return f"{len(names)} of {needed} approvals, by {listed(names, MAX_NAMES)}"
         case "approval.denied":
             return f"denied by {entry.actor}" + (f": {body['reason']}" if body.get("reason") else "")
         case "approval.withdrawn":
@@ -172,12 +171,6 @@ def _waiver(body: Mapping[str, Any]) -> list[str]:
     if not isinstance(terms, dict):
         return []
     return [f"and the same ask until {timestamp(parse_timestamp(terms['until']))}, {terms['uses']} times"]
-
-
-def _listed(names: Iterable[str]) -> str:
-    found = list(names)
-    more = f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else ""
-    return (", ".join(found[:MAX_NAMES]) or "nobody") + more
 
 
 # --- incidents and freezes -------------------------------------------------------------------------------------------

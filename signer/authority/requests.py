@@ -13,6 +13,7 @@ from signer.authority.approvals import (
     Approvals,
     GivenApproval,
     Request,
+    Signatures,
     Situation,
     Status,
     Waiver,
@@ -22,7 +23,6 @@ from signer.authority.approvals import (
 )
 from signer.authority.incidents import Incident
 from signer.authority.queries import require
-from signer.authority.signatures import Signatures
 from signer.errors import BadRequest, NotFound
 from signer.ledger.lookups import fitting
 from signer.model import Event, Identity, Passkey, SshApprovalKey
@@ -161,7 +161,7 @@ def details(
         request=frozen.id,
         state=status.state,
         digest=request.digest,
-        frozen=_frozen_fields(request),
+        frozen=replies.FrozenFields.model_validate(frozen.as_json()),
         expires=timestamp(frozen.expires if status.claim_by is None else status.claim_by),
         claim_by=None if status.claim_by is None else timestamp(status.claim_by),
         may_approve=approvals.may_approve(request, status, situation) if is_open else [],
@@ -196,10 +196,6 @@ def details(
 
 def _size_of(row: replies.Reply) -> int:
     return len(row.as_json())
-
-
-def _frozen_fields(request: Request) -> replies.FrozenFields:
-    return replies.FrozenFields.model_validate(request.frozen.as_json())
 
 
 def _approval_row(given: GivenApproval, status: Status) -> replies.ApprovalRow:

@@ -1,6 +1,6 @@
 """Revocation: who may revoke what, and what the core keeps in memory of it. Pure.
 
-`ledger/revocation_list.py` makes the list that hosts get.
+`ledger/revoked.py` makes the list that hosts get.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from typing import Final
 from signer.errors import BadFormat, ForeignCertificate
 from signer.model import KEY_ID, MAX_KEY_ID, Consent, Grant, Returned
 from signer.protocol.commands import Claim, Sign
-from signer.signing import CertifyInPool
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields, decode_certificate
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import certificate_kind
 from signer.ssh.signature import check_signature
+from signer.ssh.signing import CertifyInPool
 
 # Seconds by which times may differ, from Vault's clock and the round trip.
 TOLERANCE: Final = 60

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from signer.errors import BadFormat, BadKeyFile, Unavailable
+from signer.errors import BadFormat, Unavailable
 from signer.hardening import peer_process
 from signer.model import PublicKey
 from signer.ssh.agent import (
@@ -26,7 +26,7 @@ from signer.ssh.agent import (
     reply_length,
 )
 from signer.ssh.fingerprint import fingerprint_of
-from signer.ssh.publickey import CA_KEY_KINDS, MIN_CA_RSA_BITS, parse_public_key
+from signer.ssh.publickey import check_ca_kind, parse_public_key
 from signer.ssh.signature import check_signature
 from signer.ssh.wire import Reader
 
@@ -155,14 +155,7 @@ def _read_ca_key(blob: bytes) -> PublicKey:
         key = parse_public_key(binascii.b2a_base64(blob, newline=False).decode())
     except BadFormat:
         raise _malformed() from None
-    if key.kind not in CA_KEY_KINDS:
-        raise BadKeyFile("ca_key_kind_not_allowed", f"a key of kind {key.kind} cannot be a CA key", "use ed25519")
-    if key.kind == "ssh-rsa" and key.bits < MIN_CA_RSA_BITS:
-        raise BadKeyFile(
-            "ca_key_rsa_too_short",
-            f"the RSA CA key has {key.bits} bits, below the minimum of {MIN_CA_RSA_BITS}",
-            "use ed25519",
-        )
+    check_ca_kind(key.kind, key.bits)
     return key
 
 

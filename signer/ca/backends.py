@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from signer.ca.agent import ANSWERS_WITHIN, SELF_TEST, CaAgent, key_missing, too_slow
 from signer.errors import SignerError, Unavailable
 from signer.model import Grant, PublicKey, Returned
-from signer.signing import CertifyInPool, SignAtOnce, SigningKey, SigningOrder, SignInPool
+from signer.ssh.signing import CertifyInPool, SignAtOnce, SigningKey, SigningOrder, SignInPool, SlowSigner
 
 log = logging.getLogger("signer.keeper")
 
@@ -98,7 +98,7 @@ class AgentBackend:
 
     def use_key(self, key: SigningKey) -> None:
         self._key = WatchedKey(key)
-        self.order = SignInPool(self._key, SlowAgent())
+        self.order = SignInPool(self._key, SLOW_AGENT)
 
     def public_key(self) -> PublicKey:
         return self.order.local_key
@@ -138,24 +138,7 @@ class AgentBackend:
                 log.exception("the check of the ssh-agent failed")
 
 
-class SlowAgent:
-    """How long callers wait for an ssh-agent."""
-
-    deadline: Final = ANSWERS_WITHIN
-
-    def busy(self, waiting: int) -> Unavailable:
-        text = f"{waiting} requests are already waiting for the ssh-agent"
-        return Unavailable("ca_agent_busy", text, "retry in a few seconds")
-
-    def late(self) -> Unavailable:
-        return too_slow()
-
-    def failed(self, error: Exception) -> Unavailable:
-        text = f"the request to the ssh-agent failed: {type(error).__name__}"
-        return Unavailable("ca_agent_failed", text, "see the service's log")
-
-    def stopping(self) -> Unavailable:
-        return Unavailable("keeper_stopping", "the service is stopping before the ssh-agent signed", "retry")
+SLOW_AGENT: Final = SlowSigner(("ca_agent_busy", "ca_agent_failed"), "the ssh-agent", ANSWERS_WITHIN, too_slow)
 
 
 class CertifyingClient(Protocol):
@@ -177,7 +160,7 @@ class VaultBackend:
         self.check_ready: Callable[[], None] = client.check_ready
         self._client = client
         self.mode = "vault" if compared_with is None else "shadow"
-        self.order = CertifyInPool(client.sign, SlowVault(), compared_with)
+        self.order = CertifyInPool(client.sign, SLOW_VAULT, compared_with)
 
     def use_key(self, key: SigningKey) -> None:
         self.order = CertifyInPool(self._client.sign, self.order.slow, key.public)
@@ -188,20 +171,8 @@ class VaultBackend:
         return {"ca": "vault", "mode": self.mode, **compared}
 
 
-class SlowVault:
-    """How long callers wait for Vault."""
+def _vault_slow() -> Unavailable:
+    return Unavailable("vault_slow", f"Vault did not sign within {VAULT_DEADLINE:.0f} s", "check Vault, then retry")
 
-    deadline: Final = VAULT_DEADLINE
 
-    def busy(self, waiting: int) -> Unavailable:
-        return Unavailable("vault_busy", f"{waiting} requests are already waiting for Vault", "retry in a few seconds")
-
-    def late(self) -> Unavailable:
-        return Unavailable("vault_slow", f"Vault did not sign within {self.deadline:.0f} s", "check Vault, then retry")
-
-    def failed(self, error: Exception) -> Unavailable:
-        text = f"the request to Vault failed: {type(error).__name__}"
-        return Unavailable("vault_failed", text, "see the service's log")
-
-    def stopping(self) -> Unavailable:
-        return Unavailable("keeper_stopping", "the service is stopping before Vault signed", "retry")
+SLOW_VAULT: Final = SlowSigner(("vault_busy", "vault_failed"), "Vault", VAULT_DEADLINE, _vault_slow)

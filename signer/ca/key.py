@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, NoReturn, ParamSpec
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -45,14 +45,14 @@ from signer.ca.key_file import (
     several_keys,
     write_key,
 )
-from signer.errors import BadKeyFile
-from signer.files import open_unread
+from signer.errors import BadFormat, BadKeyFile
+from signer.files import held, open_unread
 from signer.model import PublicKey
 from signer.ssh.fingerprint import fingerprint_of
-from signer.ssh.publickey import MIN_CA_RSA_BITS, parse_public_key, render_public_key
+from signer.ssh.publickey import check_ca_kind, parse_public_key, render_public_key
+from signer.ssh.signature import check_signature
 from signer.ssh.wire import Reader, mpint, string
 
-MIN_RSA_BITS: Final = MIN_CA_RSA_BITS
 _HASHES: Final[dict[str, HashAlgorithm]] = {
     "secp256r1": SHA256(),
     "secp384r1": SHA384(),
@@ -91,7 +91,6 @@ class CaKey:
 
     @property
     def public(self) -> PublicKey:
-        """Its public half."""
         return PublicKey(self.kind, self.blob, self.bits, self.fingerprint)
 
     def __repr__(self) -> str:
@@ -112,17 +111,9 @@ class CaKey:
 
     def self_test(self) -> None:
         """Signs and verifies once; raises `BadKeyFile` if private and public half do not match."""
-        data, key = _SELF_TEST, self._key
         try:
-            if isinstance(key, Ed25519PrivateKey):
-                key.public_key().verify(key.sign(data), data)
-            elif isinstance(key, rsa.RSAPrivateKey):
-                signature = key.sign(data, padding.PKCS1v15(), SHA512())
-                key.public_key().verify(signature, data, padding.PKCS1v15(), SHA512())
-            else:
-                algorithm = ec.ECDSA(_HASHES[key.curve.name])
-                key.public_key().verify(key.sign(data, algorithm), data, algorithm)
-        except InvalidSignature:
+            check_signature(self.blob, _SELF_TEST, self.sign(_SELF_TEST))
+        except BadFormat:
             raise BadKeyFile(
                 "ca_key_self_test_failed", "the CA key cannot verify its own signature", "render it again"
             ) from None
@@ -306,13 +297,11 @@ def open_ca_key(path: Path) -> int:
 
 def read_ca_key(descriptor: int, owner: str, *pins: str | None) -> CaKey:
     """As `load_ca_key`, from an open file, which it closes."""
-    try:
+    with held(descriptor):
         facts = os.fstat(descriptor)
         for _, check in _FILE_CHECKS:
             check(facts, owner)
         data = _read(descriptor)
-    finally:
-        os.close(descriptor)
     key = CaKey(_parse(data))
     check_pin(key, *pins)
     key.self_test()
@@ -466,12 +455,8 @@ def _parse(data: bytes) -> _PrivateKey:
         raise _has_passphrase() from None
     except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last for a compressed ECDSA point
         raise not_a_key() from None
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
-        raise BadKeyFile(
-            "ca_key_rsa_too_short",
-            f"the RSA CA key has {key.key_size} bits, below the minimum of {MIN_RSA_BITS}",
-            "use ed25519",
-        )
+    if isinstance(key, rsa.RSAPrivateKey):
+        check_ca_kind("ssh-rsa", key.key_size)
     if not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise BadKeyFile("ca_key_kind_not_allowed", "the CA key is not of type ed25519, ecdsa or rsa", "use ed25519")
     return key

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,6 +22,7 @@ from signer.ca.key import KeyMaterial
 from signer.errors import SignerError, Unavailable, write_hint
 from signer.files import (
     create_unnamed,
+    held,
     lock,
     name_unnamed,
     open_directory,
@@ -28,6 +30,7 @@ from signer.files import (
     open_unread,
     os_errors,
     sync_directory,
+    undone_by,
 )
 from signer.units import plain
 
@@ -105,11 +108,8 @@ def create(target: Path, make: Callable[[], KeyMaterial]) -> KeyMaterial:
     folder = open_directory(target.parent)
     try:
         name_unnamed(folder, _write(folder, key), target.name)
-        try:
+        with undone_by(partial(os.unlink, target.name, dir_fd=folder)):
             sync_directory(folder)
-        except OSError:
-            os.unlink(target.name, dir_fd=folder)
-            raise
     except FileExistsError:
         raise exists from None
     except OSError as error:
@@ -190,29 +190,21 @@ def _compared(target: Path, key: KeyMaterial, same: Literal["agrees", "unchanged
     """Compares the target with the key: `same`, `missing`, or `differs` with the differences."""
     public = (key.fingerprint, key.kind)
     try:
-        descriptor = open_unread(target)
+        with held(open_unread(target)) as descriptor:
+            facts, has_content = os.fstat(descriptor), key.is_content_of(descriptor)
     except FileNotFoundError:
         return Rendered("missing", *public)
     except OSError as error:
-        raise _unusable(error) from None
-    try:
-        facts = os.fstat(descriptor)
-        found = {
-            "content": key.is_content_of(descriptor),
-            "owner": facts.st_uid == os.geteuid() and (facts.st_gid == 0 or os.geteuid() != 0),
-            "mode": stat.S_IMODE(facts.st_mode) in (0o400, 0o600),
-            "links": facts.st_nlink == 1,
-        }
-    except OSError as error:
-        raise _unusable(error) from None
-    finally:
-        os.close(descriptor)
+        text = f"the target cannot be read: {error.strerror}"
+        raise RefusedTarget("target_unusable", text, "start as root") from None
+    found = {
+        "content": has_content,
+        "owner": facts.st_uid == os.geteuid() and (facts.st_gid == 0 or os.geteuid() != 0),
+        "mode": stat.S_IMODE(facts.st_mode) in (0o400, 0o600),
+        "links": facts.st_nlink == 1,
+    }
     differs_in = tuple(name for name, right in found.items() if not right)
     return Rendered("differs" if differs_in else same, *public, differs_in)
-
-
-def _unusable(error: OSError) -> RefusedTarget:
-    return RefusedTarget("target_unusable", f"the target cannot be read: {error.strerror}", "start as root")
 
 
 @contextmanager
@@ -224,29 +216,25 @@ def _locked_directory(path: Path) -> Iterator[int]:
     """
     with os_errors(_no_directory):
         folder = open_directory(path)
-    held: int | None = None
-    try:
+    with held(folder):
         with os_errors(_no_lock):
-            held = open_lock_of(path)
-        deadline = time.monotonic() + WAIT_FOR_ANOTHER
-        while not _is_locked(held):
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    "target_busy",
-                    "another `signer ca render` works on the directory of the target",
-                    f"wait until it has ended; find it with `fuser {Path(f'/proc/self/fd/{held}').readlink()}`",
-                )
-            time.sleep(0.05)
-        yield folder
-    finally:
-        os.close(folder)
-        if held is not None:
-            os.close(held)
+            lock_file = open_lock_of(path)
+        with held(lock_file):
+            with os_errors(_no_lock):
+                _wait_for_lock(lock_file)
+            yield folder
 
 
-def _is_locked(held: int) -> bool:
-    with os_errors(_no_lock):
-        return lock(held)
+def _wait_for_lock(lock_file: int) -> None:
+    deadline = time.monotonic() + WAIT_FOR_ANOTHER
+    while not lock(lock_file):
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                "target_busy",
+                "another `signer ca render` works on the directory of the target",
+                f"wait until it has ended; find it with `fuser {Path(f'/proc/self/fd/{lock_file}').readlink()}`",
+            )
+        time.sleep(0.05)
 
 
 def _no_lock(error: OSError) -> SignerError:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from signer.ca.key_file import MAGIC, MAX_KEY_FILE, armoured, read_armour, write_key
 from signer.errors import BadFormat, BadKeyFile, Unavailable, write_hint
-from signer.files import create_unnamed, name_unnamed, open_directory, open_unread, sync_directory
+from signer.files import create_unnamed, held, name_unnamed, open_directory, open_unread, sync_directory
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.wire import Reader, string, uint32
 
@@ -79,36 +79,26 @@ class ServiceKey:
 def _make_service_key(path: Path) -> bool:
     """Writes a new key to `path`; False if another process was faster. Raises `OSError`."""
     data = armoured(_encode(Ed25519PrivateKey.generate(), os.urandom(4), b""))
-    folder = open_directory(path.parent)
     try:
-        unnamed = create_unnamed(folder, 0o600)
-        try:
+        with held(open_directory(path.parent)) as folder, held(create_unnamed(folder, 0o600)) as unnamed:
             write_key(unnamed, data)
             name_unnamed(folder, unnamed, path.name)
-        finally:
-            os.close(unnamed)
     except FileExistsError:
         return False
-    finally:
-        os.close(folder)
     return True
 
 
 def _read_service_key(path: Path, place: str) -> Ed25519PrivateKey:
     """The checked key in `path`; raises `BadKeyFile`."""
     try:
-        descriptor = open_unread(path)
+        with held(open_unread(path)) as descriptor:
+            _check_service_key_file(path, place, os.fstat(descriptor))
+            data = os.read(descriptor, MAX_KEY_FILE + 1)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _not_a_service_key_file(path, place) from None
-        raise _service_key_unreadable(path, error) from None
-    try:
-        _check_service_key_file(path, place, os.fstat(descriptor))
-        data = os.read(descriptor, MAX_KEY_FILE + 1)
-    except OSError as error:
-        raise _service_key_unreadable(path, error) from None
-    finally:
-        os.close(descriptor)
+        text, hint = f"{path.name} cannot be read: {error.strerror}", f"make user {os.geteuid()} its owner"
+        raise BadKeyFile("service_key_unreadable", text, hint) from None
     if (key := _parse(data)) is None:
         raise BadKeyFile(
             "service_key_malformed",
@@ -182,10 +172,4 @@ def _not_a_service_key_file(path: Path, place: str) -> BadKeyFile:
         "service_key_not_a_regular_file",
         f"{path.name} is a link, a directory or a device",
         f"put the key file itself into {place}",
-    )
-
-
-def _service_key_unreadable(path: Path, error: OSError) -> BadKeyFile:
-    return BadKeyFile(
-        "service_key_unreadable", f"{path.name} cannot be read: {error.strerror}", f"make user {os.geteuid()} its owner"
     )

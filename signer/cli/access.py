@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,7 @@ def policy_list(file: Path | None, as_json: bool) -> None:
         if rows:
             if rows is not identities:
                 output.show()
-            output.show_table([titles, *([_readable(row[name]) for name in names] for row in rows)])
+            output.show_table([titles, *([output.readable(row[name]) for name in names] for row in rows)])
 
 
 def _identity_facts(policy: Policy, identity: Identity, now: int) -> dict[str, Any]:
@@ -96,10 +95,6 @@ def _role_row(role: Role) -> dict[str, Any]:
     }
 
 
-def _listed(values: Iterable[str]) -> str:
-    return ", ".join(values) or "none"
-
-
 @verb("role show", "signer role show llmops", "signer role show llmops --json")
 @click.argument("name", metavar="ROLE", help="the name of a role")
 @file_option
@@ -115,7 +110,7 @@ def role_show(name: str, file: Path | None, as_json: bool) -> None:
     if as_json:
         output.show_json(facts)
     else:
-        output.show_table([(key.replace("_", " "), _readable(value)) for key, value in facts.items()])
+        output.show_fields(facts)
 
 
 def _role_rules(role: Role) -> dict[str, Any]:
@@ -147,16 +142,6 @@ def _role_rules(role: Role) -> dict[str, Any]:
         "limit_per_minute": role.limits.per_minute,
         "limit_live": role.limits.live,
     }
-
-
-def _readable(value: object) -> object:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return _listed(f"{key} = {text}" for key, text in value.items())
-    if isinstance(value, list):
-        return _listed(map(str, value))
-    return "none" if value is None else value
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------

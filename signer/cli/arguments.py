@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from signer.units import parse_duration
+from signer.units import parse_duration, render_duration
 
 if TYPE_CHECKING:
     from signer.ledger.checkpoint import VerifierKey
@@ -59,8 +59,6 @@ class File(Checked):
 
 
 class OneOf(click.Choice[str]):
-    """One of a few words."""
-
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         return f"{quoted(str(value))} is not one of {', '.join(self.choices)}"
 
@@ -74,15 +72,13 @@ def _read_path(word: str) -> Path:
     return Path(word)
 
 
-def _is_whole(word: str, low: int, high: int) -> bool:
+def is_whole(word: str, low: int, high: int) -> bool:
     return word.isascii() and word.isdigit() and len(word) <= 20 and low <= int(word) <= high
 
 
 def whole(low: int, high: int) -> Checked:
-    """A whole number from `low` to `high`."""
-
     def read(word: str) -> int:
-        if not _is_whole(word, low, high):
+        if not is_whole(word, low, high):
             raise ValueError(f"{quoted(word)} is not a whole number from {low} to {high}")
         return int(word)
 
@@ -90,7 +86,7 @@ def whole(low: int, high: int) -> Checked:
 
 
 def _read_serial(word: str) -> int:
-    if not _is_whole(word, 0, MAX_SERIAL):
+    if not is_whole(word, 0, MAX_SERIAL):
         raise ValueError(f"{quoted(word)} is not a serial number")
     return int(word)
 
@@ -104,18 +100,14 @@ def _read_reason(word: str) -> str:
     return word
 
 
-def _read_token_life(word: str) -> int:
-    seconds = parse_duration(word)
-    if not SHORTEST_TOKEN <= seconds <= LONGEST_TOKEN:
-        raise ValueError(f"{quoted(word)} is not between 1m and 3650d")
-    return seconds
+def _lasting(least: int, most: int) -> Checked:
+    def read(word: str) -> int:
+        seconds = parse_duration(word)
+        if not least <= seconds <= most:
+            raise ValueError(f"{quoted(word)} is not between {render_duration(least)} and {render_duration(most)}")
+        return seconds
 
-
-def _read_pause(word: str) -> int:
-    seconds = parse_duration(word)
-    if not 1 <= seconds <= LONGEST_PAUSE:
-        raise ValueError(f"{quoted(word)} is not between 1s and {LONGEST_PAUSE}s")
-    return seconds
+    return Checked("duration", read)
 
 
 def _read_identity(word: str) -> str:
@@ -200,8 +192,8 @@ def read_vkey(word: str, *, of_log: bool) -> VerifierKey:
 FILE: Final = File("file", _read_path)
 SERIAL: Final = Checked("serial", _read_serial)
 DURATION: Final = Checked("duration", parse_duration)  # seconds
-TOKEN_LIFE: Final = Checked("duration", _read_token_life)
-PAUSE: Final = Checked("duration", _read_pause)
+TOKEN_LIFE: Final = _lasting(SHORTEST_TOKEN, LONGEST_TOKEN)
+PAUSE: Final = _lasting(1, LONGEST_PAUSE)
 REASON: Final = Checked("text", _read_reason)
 IDENTITY: Final = Checked("identity", _read_identity)
 ADDRESS: Final = Checked("address", _read_address)

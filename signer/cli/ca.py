@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,32 +82,25 @@ def ca_render(to: Path, check: bool, watch: int | None, allow_disk: bool, as_jso
     from signer.ca.render import render
 
     forbid_dumps()
-    _refuse_agent(os.environ)
-    source = load_source(os.environ)
-
-    def once() -> Rendered:
-        return render(
-            lambda: KeyMaterial.repair(fetch_secret(source).value, source.fingerprint),
-            to,
-            check=check,
-            allow_disk=allow_disk,
-        )
-
-    if watch is not None:
-        return _watch(once, to, watch, as_json=as_json)
-    rendered = once()
-    _show(rendered, to, as_json=as_json)
-    return 1 if rendered.result in ("differs", "missing") else 0
-
-
-def _refuse_agent(environ: Mapping[str, str]) -> None:
-    """Raises `BadSettings` where the CA key is in an ssh-agent."""
-    if environ.get("SIGNER_CA_KEY_SOURCE") == "agent":
+    if os.environ.get("SIGNER_CA_KEY_SOURCE") == "agent":
         raise BadSettings(
             "nothing_to_render",
             "SIGNER_CA_KEY_SOURCE is agent: the CA key is in an ssh-agent, there is nothing to render",
             "stop rendering on this host, or set SIGNER_CA_KEY_SOURCE=file",
         )
+    source = load_source(os.environ)
+    once = partial(
+        render,
+        lambda: KeyMaterial.repair(fetch_secret(source).value, source.fingerprint),
+        to,
+        check=check,
+        allow_disk=allow_disk,
+    )
+    if watch is not None:
+        return _watch(once, to, watch, as_json=as_json)
+    rendered = once()
+    _show(rendered, to, as_json=as_json)
+    return 1 if rendered.result in ("differs", "missing") else 0
 
 
 class _Stopped(BaseException):

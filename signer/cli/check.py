@@ -116,20 +116,17 @@ def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object],
 
 
 def _inspect_public(path: Path) -> tuple[dict[str, object], list[Check]]:
-    from signer.ca.key import MIN_RSA_BITS
     from signer.cli.keys import load_public_key
     from signer.service.checks import Check
-    from signer.ssh.publickey import CA_KEY_KINDS
+    from signer.ssh.publickey import check_ca_kind
 
     key = load_public_key(path)
     facts = {"file": str(path), "holds": "a public key", **_facts(key.kind, key.bits, key.fingerprint, key.blob)}
-    if key.kind not in CA_KEY_KINDS:
-        fault = BadKeyFile("ca_key_kind_not_allowed", "a CA key is ed25519, ecdsa or rsa", "use ed25519")
-    elif key.kind == "ssh-rsa" and key.bits < MIN_RSA_BITS:
-        fault = BadKeyFile("ca_key_rsa_too_short", f"it has {key.bits} bits, RSA needs {MIN_RSA_BITS}", "use ed25519")
-    else:
-        return facts, [Check("ok", "ca_key_kind", f"{key.kind} of {key.bits} bits can be a CA key")]
-    return facts, [Check("fail", fault.code, fault.text, fault.hint)]
+    try:
+        check_ca_kind(key.kind, key.bits)
+    except BadKeyFile as fault:
+        return facts, [Check("fail", fault.code, fault.text, fault.hint)]
+    return facts, [Check("ok", "ca_key_kind", f"{key.kind} of {key.bits} bits can be a CA key")]
 
 
 def _facts(kind: str, bits: int, fingerprint: str, blob: bytes) -> dict[str, object]:
@@ -154,7 +151,7 @@ def _show(facts: Mapping[str, object], checks: Sequence[Check], good: str, *, as
         output.show_json({**facts, good: is_good, **counts, "checks": [asdict(check) for check in checks]})
         return 0 if is_good else 1
     if facts:
-        output.show_table([(name.replace("_", " "), value) for name, value in facts.items()])
+        output.show_fields(facts)
         output.show()
     _show_lines(checks)
     parts = [f"{count['fail']} failed"] if count["fail"] else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,9 +20,8 @@ from signer.errors import BadFile, NotFound, SignerError
 from signer.units import plain, timestamp
 
 if TYPE_CHECKING:
-    from signer.ledger.checkpoint import VerifierKey
+    from signer.ledger.checkpoint import SavedCheckpoint, VerifierKey
     from signer.ledger.reader import LedgerReader
-    from signer.ledger.saved import SavedCheckpoint
     from signer.witness.cosign import Round
 
 _MOST: Final = 128 * 1024  # bytes of a checkpoint
@@ -89,8 +88,8 @@ class CheckpointOptions:
     def read(self, reader: LedgerReader) -> SavedCheckpoint | None:
         """The checked checkpoint, None if none was given; raises `BadFile` or `BadNote`."""
         from signer.files import read_bounded
+        from signer.ledger.checkpoint import Demand, read_saved
         from signer.ledger.origin import ledger_keys, origins
-        from signer.ledger.saved import Demand, read_saved
 
         if self.file is None:
             return None
@@ -106,7 +105,6 @@ class CheckpointOptions:
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
-    """What `verify --json` shows of a checkpoint."""
     return {
         "origin": saved.checkpoint.origin,
         "size": saved.checkpoint.size,
@@ -115,7 +113,6 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
 
 
 def checkpoint_lines(saved: SavedCheckpoint) -> Sequence[str]:
-    """What `verify` shows of a checkpoint."""
     found = saved.checkpoint
     lines = [f"saved   {found.origin}, {output.count(found.size, 'event')}, signed by the ledger key"]
     lines += [f"witness {name} cosigned it at {timestamp(at)}" for name, at in saved.cosigned.items()]
@@ -167,9 +164,7 @@ def ledger_witness(
     origin, own, data_dir = read_ledger_keys()
     log = Log(origin, own)
     with Service(address).open_public() as api, ExitStack() as remotes:
-        asked = [
-            (remotes.enter_context(closing(HttpWitness(one))), key) for one, key in zip(addresses, keys, strict=True)
-        ]
+        asked = [(remotes.enter_context(HttpWitness(one)), key) for one, key in zip(addresses, keys, strict=True)]
         done = run_round(ServiceLog(api, log), asked, needed, out, data_dir, int(time.time()))
     _show_round(done, out, as_json=as_json)
     if not done.is_noted:

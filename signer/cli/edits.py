@@ -59,7 +59,6 @@ class Edit:
     difference: list[str]
 
     def facts(self) -> dict[str, object]:
-        """The edit as JSON shows it."""
         return {"file": str(self.file.path), "written": self.file.writes, "edit": self.difference}
 
     def show(self, facts: Mapping[str, object], *, as_json: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +64,14 @@ def _ledger(config: Path | None) -> Iterator[FindInLedger]:
 def _recorded(reader: LedgerReader, digest: str) -> Mapping[str, Any] | None:
     """The newest event with that digest, if its own hash is right; `signer ledger verify` follows the whole chain."""
     from signer.ledger.chain import entry_hash
-    from signer.ledger.views import operation_row
+    from signer.ledger.lookups import operation_row
 
-    for entry in reader.operations(digest, None, 1):
-        if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) != entry.hash:
-            break
-        try:
-            return operation_row(entry)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            break
-    else:
+    entry = next(iter(reader.operations(digest, None, 1)), None)
+    if entry is None:
         return None
+    if entry_hash(entry.seq, entry.time_ms, entry.kind, entry.actor, entry.body, entry.prev) == entry.hash:
+        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return operation_row(entry)
     raise LedgerBroken(
         "ledger_broken",
         f"the ledger is broken at event {entry.seq}: it is not as it was written",
@@ -87,15 +85,7 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
         {"outcome": "warn" if one.is_warning else "fail", "code": one.code, "text": one.text}
         for one in verdict.problems
     ]
-    return {
-        "good": verdict.is_good,
-        "operation": verdict.operation,
-        "outcome": verdict.outcome,
-        "files": verdict.files,
-        "digest": verdict.digest,
-        "recorded": dict(verdict.recorded) if verdict.recorded is not None else None,
-        "problems": problems,
-    }
+    return {"good": verdict.is_good, **asdict(verdict), "problems": problems}
 
 
 def _show(verdict: Verdict, place: Place) -> None:

@@ -17,7 +17,7 @@ from signer.cli.keys import MAX_KEYS, STDIN, read_public_keys
 from signer.cli.parser import verb
 from signer.errors import BadRequest, Refused
 from signer.model import MAX_HOST_PRINCIPALS
-from signer.units import cut, plain, timestamp
+from signer.units import cut, timestamp
 
 if TYPE_CHECKING:
     from signer.model import PublicKey
@@ -58,13 +58,11 @@ def hosts_add(
     for `signer certs list --on`: the names in its principals files, which this changes nothing about.
     Needs the right `hosts`, which only humans have. Recorded. Exit status 3 if you say no, or without a
     terminal and --yes."""
-    from signer.ssh.known_hosts import key_line, parse_host_name, parse_host_principals, read_key_file
+    from signer.ssh.known_hosts import parse_host_name, parse_host_principals, read_key_file
 
     names = list(dict.fromkeys(map(parse_host_name, (name, *addresses))))
     found = read_key_file(read_public_keys(keys).decode("utf-8", "replace"), names)
-    body = {"name": names[0], "addresses": names[1:], "keys": [key_line(key) for key in found], "replace": replace}
-    if principals is not None:
-        body["principals"] = list(parse_host_principals(principals.split(",")))
+    listed_principals = None if principals is None else parse_host_principals(principals.split(","))
     if not as_json:
         _show_keys(names, found)
     if not yes:
@@ -75,9 +73,22 @@ def hosts_add(
             "nothing was sent",
             can_ask=str(keys) != STDIN,
         )
-    with service.open() as api:
-        listed = api.post("host-keys", body=body)
+    listed = _list_keys(service, names, found, listed_principals, replace=replace)
     output.show_result(listed, f"{names[0]} is listed with {output.count(len(found), 'key')}", as_json=as_json)
+
+
+def _list_keys(
+    service: Service, names: list[str], keys: Sequence[PublicKey], principals: Sequence[str] | None, *, replace: bool
+) -> dict[str, Any]:
+    """The service's answer; without `principals` those that are recorded stay."""
+    from signer.ssh.known_hosts import key_line
+
+    body = {"name": names[0], "addresses": names[1:], "keys": [key_line(key) for key in keys], "replace": replace}
+    if principals is not None:
+        body["principals"] = list(principals)
+    with service.open() as api:
+        reply: dict[str, Any] = api.post("host-keys", body=body)
+    return reply
 
 
 def _show_keys(names: Sequence[str], keys: Sequence[PublicKey]) -> None:
@@ -117,20 +128,10 @@ def offer_keys(
 ) -> dict[str, object]:
     """Shows the keys, and lists them, and the principals that the host lets in, at the service, if any; returns the
     facts."""
-    from signer.ssh.known_hosts import key_line
-
     if not as_json:
         _show_keys([found.name], found.keys)
     if service is not None:
-        body = {
-            "name": found.name,
-            "addresses": [],
-            "keys": [key_line(key) for key in found.keys],
-            "replace": False,
-            "principals": list(principals),
-        }
-        with service.open() as api:
-            api.post("host-keys", body=body)
+        _list_keys(service, [found.name], found.keys, principals, replace=False)
         if not as_json:
             output.show(f"{found.name} is listed with {output.count(len(found.keys), 'key')}")
     elif not as_json:
@@ -215,13 +216,11 @@ def hosts_seen(*, wait: int | None, service: Service, as_json: bool) -> int:
     else:
         rows = sorted(found["hosts"], key=lambda row: (row["current"], row["name"]))
         if rows:
-            output.show_table([("HOST", "VERSION", "NEWEST", "SEEN"), *map(_seen_columns, rows)])
+            names = ("name", "version", "current", "seen")
+            cells = [[output.readable(row[name]) for name in names] for row in rows]
+            output.show_table([("HOST", "VERSION", "NEWEST", "SEEN"), *cells])
         output.show(summary(found, int(time.time())))
     return 0 if done or wait is None else 1
-
-
-def _seen_columns(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return plain(str(row["name"])), str(row["version"]), "yes" if row["current"] else "no", str(row["seen"])
 
 
 def _lately(found: Mapping[str, Any], now: int) -> list[Mapping[str, Any]]:

@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
@@ -117,14 +117,14 @@ def hosts_install(
     trusted = trusted_lines(service.address) if ca is None else read_public_keys(ca)
     done = _ssh(host, options, remote, _pack(kit or KIT, trusted, pinned))
     _tell(report, done, as_json=as_json)
-    if done.status == _NO_LOGIN:
+    if done.returncode == _NO_LOGIN:
         hint = "see its message above; what began there rolls back by itself"
         raise SignerError("host_not_reached", f"ssh to {plain(host)} failed", hint)
-    if done.status not in (0, _NIXOS):
+    if done.returncode not in (0, _NIXOS):
         text = f"{plain(host)} was left as it was"
         raise SignerError("host_not_installed", text, "fix what is reported above, then retry")
-    code = _CODE.search(done.out)
-    result = "nixos" if done.status == _NIXOS else "checked" if check else "unchanged"
+    code = _CODE.search(done.stdout)
+    result = "nixos" if done.returncode == _NIXOS else "checked" if check else "unchanged"
     if code is not None and not check:
         _tell(report, _confirm(host, options, code[1]), as_json=as_json)
         result = "confirmed"
@@ -153,7 +153,7 @@ def _offer_keys(
 ) -> dict[str, object]:
     """Shows the keys of a host, and lists them with its principals at the service, if any."""
     seen = _ssh(host, options, _SHOW_KEYS)
-    found = read_seen_keys([*options, "--", host], seen.out if seen.status == 0 else "")
+    found = read_seen_keys([*options, "--", host], seen.stdout if seen.returncode == 0 else "")
     if found is not None:
         return {"host_keys": offer_keys(found, principals, service, as_json=as_json)}
     if service is not None:
@@ -162,42 +162,36 @@ def _offer_keys(
     return {}
 
 
-def _tell(report: list[str], done: _Done, *, as_json: bool) -> None:
+def _tell(report: list[str], done: subprocess.CompletedProcess[str], *, as_json: bool) -> None:
     """Shows what a host reports, or keeps it for the JSON; in a failure it is shown on stderr, so that it is seen."""
-    lines = [plain(line) for line in done.out.splitlines()]
+    lines = [plain(line) for line in done.stdout.splitlines()]
     report += lines
     for line in lines:
         if not as_json:
             output.show(line)
-        elif done.status != 0:
+        elif done.returncode != 0:
             output.note(line)
 
 
-def _confirm(host: str, options: Sequence[str], code: str) -> _Done:
+def _confirm(host: str, options: Sequence[str], code: str) -> subprocess.CompletedProcess[str]:
     """Gives the code back in a new login; raises `SignerError` if that fails."""
     done = _ssh(host, [*_NEW_CONNECTION, *options], f"{_AS_ROOT}$as_root {PROGRAMS}/install --confirm {code}")
-    if done.status != 0:
+    if done.returncode != 0:
         text = f"a new login to {plain(host)} did not confirm; it goes back to its earlier state by itself"
         raise SignerError("host_not_confirmed", text, "see the message above; then run this again")
     return done
 
 
-class _Done(NamedTuple):
-    """How a remote command ended, and its stdout; its stderr was shown while it ran."""
-
-    status: int
-    out: str
-
-
-def _ssh(host: str, options: Sequence[str], script: str, content: bytes = b"") -> _Done:
-    """Runs a script of `sh` on the host, with `content` as its stdin. ssh may ask on the terminal."""
+def _ssh(host: str, options: Sequence[str], script: str, content: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Runs a script of `sh` on the host, with `content` as its stdin; its stderr is shown while it runs. ssh may ask on
+    the terminal."""
     command = ["ssh", "-T", *options, *_PATIENCE, "--", host, f"sh -c {shlex.quote(script)}"]
     try:
         done = subprocess.run(command, input=content, stdout=subprocess.PIPE, check=False)
     except OSError as error:
         reason = (error.strerror or "unknown").lower()
         raise SignerError("command_not_started", f"cannot run ssh: {reason}", "install openssh-client") from None
-    return _Done(done.returncode, done.stdout.decode(errors="replace"))
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(errors="replace"))
 
 
 def _pack(kit: Path, ca: bytes, publisher: bytes | None) -> bytes:

@@ -45,8 +45,6 @@ _IMAGE_KEEPER: Final = 8221  # the number of the keeper's user in the image
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What `signer init` has to know."""
-
     platform: str
     role: str
     principals: tuple[str, ...]
@@ -334,33 +332,27 @@ def _settings(layout: Layout) -> list[str]:
 
 def _service_text(layout: Layout) -> str:
     if layout.answers.runs_in == HOST:
-        return "# The settings of the service: runbooks/reference/settings.md.\n" + _lines(_settings(layout))
-    is_agent = layout.answers.key_from == AGENT
-    return "# The variables of overlays/: runbooks/install/container.md.\n" + _lines(
-        [
-            f"PLATFORM_RUNTIME_SAFE_SESSION_CA_{'AGENT' if is_agent else 'KEY'}_DIR={Path(layout.key_in_use).parent}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / 'vault'}",
-            f"PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}",
-        ]
-    )
+        return "\n".join(["# The settings of the service: runbooks/reference/settings.md.", *_settings(layout), ""])
+    kind = "AGENT" if layout.answers.key_from == AGENT else "KEY"
+    return f"""\
+# The variables of overlays/: runbooks/install/container.md.
+PLATFORM_RUNTIME_SAFE_SESSION_CA_{kind}_DIR={Path(layout.key_in_use).parent}
+PLATFORM_RUNTIME_SAFE_SESSION_POLICY_DIR={layout.policy.parent}
+PLATFORM_RUNTIME_SAFE_SESSION_VAULT_DIR={layout.folder / "vault"}
+PLATFORM_RUNTIME_SAFE_SESSION_LISTEN={_ADDRESS}
+"""
 
 
 def _client_text(layout: Layout) -> str:
-    return "# The settings of safe-session for this operator.\n" + _lines(
-        [
-            f"SAFE_SESSION_ADDR=http://{_ADDRESS}",
-            f"SAFE_SESSION_ROLE={layout.answers.role}",
-            f"SAFE_SESSION_TOKEN_FILE={layout.token}",
-            "# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:",
-            f"#   signer hosts key > {layout.folder / 'publishers'}",
-            f"# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / 'publishers'}",
-        ]
-    )
-
-
-def _lines(settings: list[str]) -> str:
-    return "".join(f"{line}\n" for line in settings)
+    return f"""\
+# The settings of safe-session for this operator.
+SAFE_SESSION_ADDR=http://{_ADDRESS}
+SAFE_SESSION_ROLE={layout.answers.role}
+SAFE_SESSION_TOKEN_FILE={layout.token}
+# To know listed hosts by their keys (runbooks/install/clients.md), once the service runs:
+#   signer hosts key > {layout.folder / "publishers"}
+# SAFE_SESSION_PUBLISHERS_FILE={layout.folder / "publishers"}
+"""
 
 
 # --- what comes next --------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from signer.cli.arguments import (
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
-from signer.model import Entry, Filter, Head
+from signer.model import Entry, EventFilter, Filter, Head
 from signer.units import cut, listed, plain, timestamp
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ _NOTHING_SAVED: Final = (
 _SHOWN: Final = 8  # principals of a host in a note
 MAX_MISSING: Final = 100_000  # events that a command folds in memory; some seconds
 _TITLES = ("SERIAL", "SIGNED BY", "IDENTITY", "ROLE", "PRINCIPALS", "VALID UNTIL", "STATUS", "FINGERPRINT")
+_COLUMNS = ("serial", "backend", "identity", "role", "principals", "valid_before", "status", "fingerprint")
 _CSV_COLUMNS = (
     "serial", "backend", "identity", "role", "principals", "key_id", "fingerprint", "valid_after", "valid_before",
     "status",
@@ -161,8 +162,8 @@ def certs_list(
     principals, not hosts: --on goes by what `signer hosts add NAME --principals` recorded last, in a segment by
     what it has."""
     check_form(as_csv=as_csv, as_json=as_json)
+    from signer.ledger.lookups import certificate_row
     from signer.ledger.revoked import made_revocations, revoked_by
-    from signer.ledger.views import certificate_row
 
     now = int(time.time())
     wanted = Filter(active_at=now if active else None, limit=limit, **filters)
@@ -179,7 +180,7 @@ def certs_list(
                 output.note(f"as recorded, {on.name} lets in {listed(principals_of(on), _SHOWN)}")
         found = reader.certificates(replace(wanted, limit=limit + 1))  # one more shows whether there are more
         made = made_revocations(reader.revocation_events())
-        rows = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
+        rows: list[dict[str, Any]] = [certificate_row(row, now, revoked_by(reader, made, row)) for row in found[:limit]]
         if active:
             rows = [row for row in rows if row["status"] != "revoked"]
         more = str(found[limit - 1].seq) if len(found) > limit else None
@@ -189,24 +190,12 @@ def certs_list(
     if as_csv:
         output.show_csv(_CSV_COLUMNS, rows)
     elif rows:
-        output.show_table([_TITLES, *(_columns(row) for row in rows)])
+        for row in rows:
+            row["principals"] = cut(",".join(row["principals"]), 40)
+        output.show_table([_TITLES, *([row[name] for name in _COLUMNS] for row in rows)])
     else:
         output.note("no matching certificates")
     note_more(more, base)
-
-
-def _columns(row: dict[str, Any]) -> tuple[str, ...]:
-    names = ",".join(row["principals"])
-    return (
-        row["serial"],
-        row["backend"],
-        row["identity"],
-        row["role"],
-        cut(names, 40),
-        row["valid_before"],
-        row["status"],
-        row["fingerprint"],
-    )
 
 
 @verb("certs show", "signer certs show 4711")
@@ -214,8 +203,8 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
 @segment_option
 def certs_show(serial: int, segment: Path | None, as_json: bool) -> None:
     """Reads the ledger in SIGNER_DATA_DIR, also while the keeper runs."""
+    from signer.ledger.lookups import certificate_details
     from signer.ledger.revoked import made_revocations, revoked_by
-    from signer.ledger.views import certificate_details
 
     with reading_certificates(segment) as reader:
         found = reader.certificate(serial)
@@ -229,7 +218,7 @@ def certs_show(serial: int, segment: Path | None, as_json: bool) -> None:
     if as_json:
         output.show_json(details)
     else:
-        output.show_table([(name.replace("_", " "), _readable(value)) for name, value in _flat(details)])
+        output.show_fields(dict(_flat(details)))
 
 
 def _flat(details: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -238,16 +227,6 @@ def _flat(details: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{above}{name}: ")
         else:
             yield above + name, value
-
-
-def _readable(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or value == {}:
-        return "none"
-    return str(value) or '""'
 
 
 # --- ledger -----------------------------------------------------------------------------------------------------
@@ -559,7 +538,7 @@ def events_list(
     count. Times are UTC."""
     with reading(segment) as reader:
         base = reader.base
-        found = reader.events(kind, identity, since * 1000, before, limit + 1)
+        found = reader.events(EventFilter(kind, identity, since * 1000, before, limit=limit + 1))
         rows = [{"at": timestamp(entry.time_ms // 1000), **event_line(entry)} for entry in found[:limit]]
     more = str(found[limit - 1].seq) if len(found) > limit else None
     titles = ("SEQ", "TIME", "KIND", "ACTOR", "FACTS")

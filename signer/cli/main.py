@@ -54,11 +54,11 @@ def _run(words: Sequence[str]) -> int:
     if (text := answer(words)) is not None:
         output.show_help(text)
         return DONE
-    from signer.cli.parser import Help, read_words
+    from signer.cli.parser import read_words
 
     asked = read_words(words)
-    if isinstance(asked, Help):
-        output.show_help(asked.text)
+    if isinstance(asked, str):
+        output.show_help(asked)
         return DONE
     try:
         return asked.run()

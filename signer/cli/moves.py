@@ -14,7 +14,7 @@ from signer.cli import output
 from signer.cli.plans import StepReporter, check_approval, load_plan, present_plan, run_as_json, show_end, show_runs
 from signer.errors import Drift, SignerError, Unavailable
 from signer.migration.approval import Approval
-from signer.migration.config import CutoverFile, load_cutover_file
+from signer.migration.config import CutoverFile, decommission_of, load_cutover_file
 from signer.migration.cutover.actions import CutoverActions
 from signer.migration.cutover.preconditions import (
     NotPossible,
@@ -31,7 +31,6 @@ from signer.migration.decommission.steps import removal_steps
 from signer.migration.decommission.survey import (
     RemovalReadiness,
     blocked,
-    decommission_of,
     read_inputs,
     read_ledger,
     read_readiness,
@@ -39,7 +38,7 @@ from signer.migration.decommission.survey import (
 )
 from signer.migration.journal import RunState, platform_lock, runs
 from signer.migration.plan import Plan, Step, check_drift
-from signer.migration.run import Run, catch_up, close_others, destroyed_by, open_run, unfinished
+from signer.migration.run import catch_up, close_others, destroyed_by, open_run, unfinished
 from signer.model import RunOutcome
 from signer.units import listed, plain, render_duration, timestamp
 
@@ -84,24 +83,6 @@ def _approved(plan: Plan, phrase: str | None, file: CutoverFile) -> Iterator[tup
             yield api, approval
 
 
-class _Timed:
-    """A run and how long it took, for the line that ends it."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def carry_out(self, run: Run, actions: CutoverActions | RemovalActions, steps: Sequence[Step]) -> RunOutcome:
-        actions.begin(run)
-        self._result = run.carry_out(steps, StepReporter())
-        self._where, self._sealed = run.evidence.folder, run.journal.state.evidence
-        return self._result.outcome
-
-    def show(self, sentences: Mapping[RunOutcome, str], *, as_json: bool) -> int:
-        """Shows how the run ended; returns the exit status."""
-        seconds = time.monotonic() - self._began
-        return show_end(self._result, str(self._where), self._sealed, seconds, as_json, sentences)
-
-
 def _show_status(
     now: Mapping[str, Any], lines: Sequence[str], known: Sequence[RunState], following: str, *, as_json: bool
 ) -> None:
@@ -116,7 +97,6 @@ def _show_status(
 
 
 def plan_cutover(config: Path, out: Path | None, *, commands: bool, as_json: bool) -> None:
-    """Shows the plan of a cutover, and writes it to `out`."""
     path = config.absolute()
     file = load_cutover_file(path)
     found = read_preconditions(file, path)
@@ -141,7 +121,7 @@ def apply_cutover(plan: Path, phrase: str | None, *, as_json: bool) -> int:
     planned, path = load_plan(plan, "cutover")
     file = load_cutover_file(path)
     with _approved(planned, phrase, file) as (api, approval):
-        timed = _Timed()
+        started = time.monotonic()
         is_resumed = any(run.plan == planned.digest for run in unfinished(file.evidence_dir))
         actions = CutoverActions(file, api)
         steps = cutover_steps(file, actions)
@@ -150,8 +130,9 @@ def apply_cutover(plan: Path, phrase: str | None, *, as_json: bool) -> int:
         if not is_resumed:
             catch_up(file.evidence_dir, api)
         with open_run(file.evidence_dir, "cutover", planned, approval, api) as run:
-            timed.carry_out(run, actions, steps)
-    return timed.show(_CUT_OVER, as_json=as_json)
+            actions.begin(run)
+            result = run.carry_out(steps, StepReporter())
+    return show_end(result, run, time.monotonic() - started, _CUT_OVER, as_json=as_json)
 
 
 def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> Preconditions:
@@ -164,9 +145,8 @@ def _read_again(file: CutoverFile, path: Path, *, may_be_down: bool) -> Precondi
 
 
 def roll_back(config: Path, reason: str, *, as_json: bool) -> int:
-    """Moves the service back to Vault; returns the exit status."""
     file = load_cutover_file(config.absolute())
-    timed = _Timed()
+    started = time.monotonic()
     with _service(file) as api, platform_lock(file.evidence_dir, file.compose.base):
         for state in runs(file.evidence_dir):
             if state.operation == "decommission" and (what := destroyed_by(file.evidence_dir, state)):
@@ -174,16 +154,16 @@ def roll_back(config: Path, reason: str, *, as_json: bool) -> int:
                 raise Unavailable("vault_is_gone", text, "see `signer cutover status`")
         with open_run(file.evidence_dir, "rollback", None, None, api, reason=reason) as run:
             actions = CutoverActions(file, api)
-            outcome = timed.carry_out(run, actions, rollback_steps(file, actions))
-        if outcome is RunOutcome.APPLIED:
+            actions.begin(run)
+            result = run.carry_out(rollback_steps(file, actions), StepReporter())
+        if result.outcome is RunOutcome.APPLIED:
             catch_up(file.evidence_dir, api)
             for name in close_others(file.evidence_dir, api, RunOutcome.ROLLED_BACK, run.evidence.run):
                 output.note(f"{name} is ended with it")
-    return timed.show(_BACK, as_json=as_json)
+    return show_end(result, run, time.monotonic() - started, _BACK, as_json=as_json)
 
 
 def show_cutover_status(config: Path, *, as_json: bool) -> None:
-    """Shows the service's mode, the runs and what to do next."""
     file = load_cutover_file(config.absolute())
     known = runs(file.evidence_dir)
     try:
@@ -250,8 +230,7 @@ def _removal_plan(
     """
     inputs = read_inputs(file, path, api)
     if found is None and planned is not None:
-        policy = {**inputs.policy, "digest": planned.inputs["policy"]["digest"]}
-        inputs = replace(inputs, policy=policy)
+        inputs = replace(inputs, policy={**inputs.policy, "digest": planned.inputs["policy"]["digest"]})
     return make_removal_plan(file, steps, inputs, None if found is None else state_of(found))
 
 
@@ -301,7 +280,7 @@ def apply_removal(plan: Path, phrase: str | None, config: Path | None, *, data_i
     planned, planned_path = load_plan(plan, "decommission")
     file = load_cutover_file(planned_path if config is None else config.absolute())
     with _approved(planned, phrase, file) as (api, approval):
-        timed = _Timed()
+        started = time.monotonic()
         state = next((run for run in unfinished(file.evidence_dir) if run.plan == planned.digest), None)
         removed_by = approval.who if data_is_removed else ""
         if removed_by and (state is None or state.failed != "remove-data"):
@@ -318,12 +297,12 @@ def apply_removal(plan: Path, phrase: str | None, config: Path | None, *, data_i
         present = _removal_plan(file, planned_path, api, steps, found, planned)
         check_drift(planned, present, with_state=found is not None)
         with open_run(file.evidence_dir, "decommission", planned, approval, api) as run:
-            timed.carry_out(run, actions, steps)
-    return timed.show(_REMOVED, as_json=as_json)
+            actions.begin(run)
+            result = run.carry_out(steps, StepReporter())
+    return show_end(result, run, time.monotonic() - started, _REMOVED, as_json=as_json)
 
 
 def show_removal_status(config: Path, *, as_json: bool) -> None:
-    """Shows Vault's state, the service's mode, the soak time, the runs and what to do next."""
     file = load_cutover_file(config.absolute())
     wanted = decommission_of(file)
     known = [run for run in runs(file.evidence_dir) if run.operation == "decommission"]

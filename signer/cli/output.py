@@ -73,7 +73,6 @@ def show_exactly(text: str) -> None:
 
 
 def show_json(value: object, *, on_one_line: bool = False) -> None:
-    """One JSON value on stdout."""
     show_exactly(json.dumps(value, indent=None if on_one_line else 2))
 
 
@@ -84,6 +83,22 @@ def show_table(rows: Iterable[Sequence[object]], indent: str = "") -> None:
     titled = bool(cells) and all(cell.isupper() for cell in cells[0])
     for line in terminal.lay_out(cells, width_of(sys.stdout), indent, titled=titled):
         show_exactly(line)
+
+
+def show_fields(facts: Mapping[str, object], indent: str = "") -> None:
+    """Each value beside its name."""
+    show_table([(name.replace("_", " "), readable(value)) for name, value in facts.items()], indent)
+
+
+def readable(value: object) -> str:
+    """A value of JSON as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        value = [f"{key} = {text}" for key, text in value.items()]
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value) or '""'
 
 
 def show_result(facts: object, *lines: str, as_json: bool, exactly: bool = False) -> None:
@@ -197,15 +212,10 @@ def require_yes(question: str, refused: str, unasked: str, hint: str = "", *, ca
 
 def note_over(text: str) -> None:
     """A line on a terminal's stderr that the next one overwrites; an empty one removes it."""
-    line = _cut(plain(text))
+    width = width_of(sys.stderr)
+    line = plain(text) if width is None else plain(text)[: width - 1]  # what it broke in two it could not take back
     with suppress(OSError, ValueError):
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _cut(line: str) -> str:
-    """A line that the next one overwrites: a terminal could not take back what it broke in two."""
-    width = width_of(sys.stderr)
-    return line if width is None else line[: width - 1]
 
 
 def warn(text: str) -> None:
@@ -231,7 +241,6 @@ def show_error_json(error: SignerError, *, on_one_line: bool = False) -> None:
 
 
 def error_facts(error: SignerError) -> dict[str, object]:
-    """An error as JSON shows it."""
     return {**error.facts, **error.as_json()}
 
 
@@ -246,8 +255,7 @@ class Progress:
 
     def __init__(self, what: str, *, hidden: bool = False) -> None:
         self._what = what
-        self._stream: TextIO | None = sys.stderr
-        self._drawn = not hidden and self._stream is not None and self._stream.isatty()
+        self._drawn = not hidden and sys.stderr is not None and sys.stderr.isatty()
         self._started = time.monotonic()
         self._last = 0.0
 
@@ -261,16 +269,11 @@ class Progress:
         share = min(done / total, 1.0) if total else 1.0
         bar = ("#" * round(share * _BAR)).ljust(_BAR, "-")
         rate = done / max(now - self._started, 0.001)
-        line = _cut(f"{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}  {rate:,.0f}/s")
-        self._write(f"\r{line}\x1b[K")
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            print(text, end="", file=self._stream, flush=True)
+        note_over(f"{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}  {rate:,.0f}/s")
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._drawn and self._last:
-            self._write("\r\x1b[K")
+            note_over("")

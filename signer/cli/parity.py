@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -120,10 +120,7 @@ def local_side(file: CutoverFile) -> Iterator[tuple[SignLocally, str]]:
 
 
 def _signing(api: ApiClient) -> SignLocally:
-    def sign(role: str, body: dict[str, Any]) -> str:
-        return str(api.sign(role, body).get("certificate"))
-
-    return sign
+    return lambda role, body: str(api.sign(role, body).get("certificate"))
 
 
 def _show_report(report: ParityReport, who: str) -> None:

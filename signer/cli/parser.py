@@ -26,13 +26,6 @@ _NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True, slots=True)
-class Help:
-    """A command line that asks for help; `text` is that help."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """A command line that asks for a verb, with its values."""
 
@@ -128,11 +121,7 @@ class Verb(click.Command):
         near = nearest(name, self.flags)
         return f"did you mean {near}" if near else f"see `signer {self.words} --help`"
 
-    def get_help(self, ctx: click.Context) -> str:
-        return self.render_help()
-
     def render_help(self) -> str:
-        """The output of `signer VERB --help`."""
         summary = next(entry.summary for entry in VERBS if entry.words == self.words)
         formatter = click.HelpFormatter(width=_WIDTH)
         formatter.write(f"{self._render_usage()}\n\n{summary[0].upper()}{summary[1:]}\n\n{self.text}\n")
@@ -244,9 +233,6 @@ class Group(click.Group):
         )
         self.words = tuple(words)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(next_words(self.words))
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> Verb | Group | None:
         words = (*self.words, cmd_name)
         entry = find(words)
@@ -269,12 +255,12 @@ class Group(click.Group):
 ROOT: Final = Group(())
 
 
-def read_words(words: Sequence[str]) -> Call | Help:
-    """Reads the words after `signer`; raises `UsageError`."""
+def read_words(words: Sequence[str]) -> Call | str:
+    """Reads the words after `signer`; a line that asks for help becomes that help. Raises `UsageError`."""
     if not words:
         raise UsageError("no verb given", "see `signer --help`, or begin with `signer check`")
     if (text := answer(words)) is not None:
-        return Help(text)
+        return text
     if words[0] == "help":
         words = [*words[1:], "--help"]
     context, left = ROOT.make_context(PROGRAM, []), list(words)
@@ -282,7 +268,7 @@ def read_words(words: Sequence[str]) -> Call | Help:
     while True:
         name = left[0] if left else ""
         if name in HELP_FLAGS:
-            return Help(group.get_help(context))
+            return group.get_help(context)
         command = group.get_command(context, name)
         if command is None:
             raise _no_such_verb(group.words, left)
@@ -291,7 +277,7 @@ def read_words(words: Sequence[str]) -> Call | Help:
             break
         group, context = command, command.make_context(name, [], parent=context)
     if not set(HELP_FLAGS).isdisjoint(_before_dashes(left)):
-        return Help(command.render_help())
+        return command.render_help()
     return Call(command, command.make_context(name, left, parent=context))
 
 

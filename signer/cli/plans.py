@@ -21,6 +21,7 @@ from signer.migration.approval import Approval, ask_approval, current_operator
 from signer.migration.config import CutoverFile
 from signer.migration.journal import RunState, note_attempt
 from signer.migration.plan import Observation, Operation, Plan, Step, read_plan
+from signer.migration.run import Run
 from signer.migration.runner import RunResult
 from signer.model import RunOutcome
 from signer.units import cut, plain, timestamp
@@ -228,12 +229,11 @@ def run_as_json(run: RunState) -> dict[str, Any]:
     }
 
 
-def show_end(
-    result: RunResult, run: str, evidence: str, seconds: float, as_json: bool, sentences: Mapping[RunOutcome, str]
-) -> int:
+def show_end(result: RunResult, run: Run, seconds: float, sentences: Mapping[RunOutcome, str], *, as_json: bool) -> int:
     """Shows the outcome of a run in the operation's own `sentences`; returns the exit status."""
+    where, evidence = str(run.evidence.folder), run.journal.state.evidence
     if as_json:
-        facts: dict[str, Any] = {"run": run, "outcome": result.outcome, "evidence": evidence or None}
+        facts: dict[str, Any] = {"run": where, "outcome": result.outcome, "evidence": evidence or None}
         facts["seconds"] = round(seconds, 1)
         for name, error in (("error", result.error), ("also", result.also)):
             if error is not None:
@@ -247,7 +247,6 @@ def show_end(
         output.show(f"{sentences[result.outcome]}, in {seconds:.1f} s")
     if result.also is not None:
         output.warn(result.also.text + (f" ({result.also.hint})" if result.also.hint else ""))
-    where = f"evidence: {run}" + (f" ({evidence[:19]}…)" if evidence else ", not sealed")
     if not as_json:
-        output.show(plain(where))
+        output.show(plain(f"evidence: {where}" + (f" ({evidence[:19]}…)" if evidence else ", not sealed")))
     return 0 if result.outcome is RunOutcome.APPLIED and result.error is None else 1

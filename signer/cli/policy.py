@@ -71,14 +71,7 @@ def policy_check(file: Path | None, as_json: bool) -> int:
         output.show_json({"file": str(path), "good": True, "problems": [], "warnings": warnings, **facts})
     else:
         output.show(f"{plain(path)}: good")
-        output.show_table(
-            [
-                (name.replace("_", " "), ", ".join(value) if isinstance(value, list) else value)
-                for name, value in facts.items()
-                if value not in (None, [])
-            ],
-            "  ",
-        )
+        output.show_fields({name: value for name, value in facts.items() if value not in (None, [])}, "  ")
         for concern in concerns:
             output.warn(plain(f"{concern.text}: {concern.hint}"))
     return 0

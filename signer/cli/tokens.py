@@ -199,9 +199,5 @@ def whoami(service: Service, as_json: bool) -> None:
     token = caller.get("token")
     ends = token.get("expires") if isinstance(token, dict) else None
     rows = [("identity", caller.get("identity")), ("kind", caller.get("kind"))]
-    rows += [(name, _joined(caller.get(name))) for name in ("roles", "groups", "may")]
+    rows += [(name, output.readable(caller.get(name))) for name in ("roles", "groups", "may")]
     output.show_table([*rows, ("token ends", ends or "never")])
-
-
-def _joined(values: object) -> str:
-    return ", ".join(map(str, values)) if isinstance(values, list) and values else "none"

@@ -32,7 +32,6 @@ def answer(words: Sequence[str]) -> str | None:
 
 
 def render_help() -> str:
-    """The output of `signer --help`."""
     lines = ["signer: an SSH user-certificate authority for one platform", "", "usage: signer VERB [arguments]"]
     section = ""
     for entry in VERBS:
@@ -44,7 +43,6 @@ def render_help() -> str:
 
 
 def render_group_help(words: Sequence[str]) -> str:
-    """The output of `signer GROUP --help`."""
     group = " ".join(words)
     rows = "\n".join(f"  {f'signer {entry.words}':<29}{entry.summary}" for entry in starting_with(words))
     return f"signer {group}: {GROUPS[group]}\n\nusage: signer {group} VERB [arguments]\n\n{rows}\n\nEach takes --help."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from signer.cli import output
-from signer.cli.arguments import MAX_SERIAL, quoted, segment_option
+from signer.cli.arguments import MAX_SERIAL, is_whole, quoted, segment_option
 from signer.cli.ledger import check_form, csv_option, reading_certificates
 from signer.cli.parser import verb
 from signer.cli.usage import UsageError
@@ -70,7 +70,7 @@ def read_login(line: str) -> Login | None:
 
 
 def _login(serial: str, key_id: str, ca: str, fingerprint: str | None, process: str) -> Login | None:
-    if not (serial.isascii() and serial.isdigit() and len(serial) <= 20 and int(serial) <= MAX_SERIAL):
+    if not is_whole(serial, 0, MAX_SERIAL):
         return None
     if not all(_FINGERPRINT.fullmatch(print_of) for print_of in (ca, fingerprint) if print_of is not None):
         return None
@@ -118,7 +118,11 @@ def certs_who(what: Sequence[str], *, as_csv: bool, segment: Path | None, as_jso
     check_form(as_csv=as_csv, as_json=as_json)
     now = int(time.time())
     with reading_certificates(segment) as reader:
-        rows = [row for word in what for row in _of_word(reader, word, now)] if what else list(_of_log(reader, now))
+        if what:
+            rows = [row for word in what for row in _of_word(reader, word, now)]
+        else:
+            logins = read_logins(sys.stdin)
+            rows = [{"line": number, **_row(reader, login.serial, now, login)} for number, login in logins]
     if as_json:
         output.show_json({"certificates": rows})
     elif as_csv:
@@ -139,19 +143,14 @@ def _of_word(reader: CertificateReader, word: str, now: int) -> Iterator[dict[st
     if _FINGERPRINT.fullmatch(word):
         for issued in reader.certificates(Filter(fingerprint=word, limit=MAX_FOUND)):
             yield _row(reader, issued.serial, now)
-    elif word.isascii() and word.isdigit() and len(word) <= 20 and int(word) <= MAX_SERIAL:
+    elif is_whole(word, 0, MAX_SERIAL):
         yield _row(reader, int(word), now)
     else:
         raise UsageError(f"{quoted(word, 60)} is neither a serial nor a fingerprint", "see `signer certs who --help`")
 
 
-def _of_log(reader: CertificateReader, now: int) -> Iterator[dict[str, Any]]:
-    for number, login in read_logins(sys.stdin):
-        yield {"line": number, **_row(reader, login.serial, now, login)}
-
-
 def _row(reader: CertificateReader, serial: int, now: int, login: Login | None = None) -> dict[str, Any]:
-    from signer.ledger.views import certificate_details
+    from signer.ledger.lookups import certificate_details
 
     found = reader.certificate(serial)
     if found is None:
@@ -170,11 +169,8 @@ def _why_missing(reader: CertificateReader, serial: int) -> str:
         if restored.first_serial <= serial <= restored.last_serial:
             lost = f"lost, or never issued: a backup was restored at event {restored.seq}, and the serial is revoked"
             return f"the ledger has no such certificate; {lost}"
-    if reader.base:
-        return (
-            f"the ledger has no such certificate; the segments of its first {reader.base:,} events may: --segment FILE"
-        )
-    return "the ledger has no such certificate"
+    where = f"; the segments of its first {reader.base:,} events may: --segment FILE" if reader.base else ""
+    return f"the ledger has no such certificate{where}"
 
 
 def _cell(value: object) -> str:

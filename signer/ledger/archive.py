@@ -67,7 +67,6 @@ class Archiving(Replacement):
     aside = "ledger.archived-"
 
     def failed(self, text: str, hint: str) -> Unavailable:
-        """The error for files that cannot be written."""
         return Unavailable("archive_failed", text, hint)
 
     def plan(self, target: Path, keep: int, now_ms: int) -> ArchivePlan:

@@ -25,16 +25,14 @@ from signer.ledger.archived import check_archived, held_rows, newest_archive
 from signer.ledger.chain import linked_hash, quote
 from signer.ledger.comparison import Listed, check_counts, check_views_file, comparing, count_rows, last_folded
 from signer.ledger.fold import add_events, add_leaves, create_views, delete_views
-from signer.ledger.indexes import IndexEntries, check_bodies, check_entries, check_file, check_json
-from signer.ledger.reader import EVENTS_BETWEEN, LedgerReader, broken_at, events_archived, storage_errors
+from signer.ledger.indexes import IndexEntries, check_bodies, check_entries, check_file, check_json, check_structure
+from signer.ledger.reader import EVENTS_BETWEEN, ROWS, LedgerReader, broken_at, events_archived, storage_errors
 from signer.ledger.schema import TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME
 from signer.ledger.store import CHECKED_AT_START, Ledger
-from signer.ledger.structure import check_structure
 from signer.ledger.subtrees import TILE, leaves
 from signer.ledger.tree import CompactRange
 from signer.model import Entry, Head
 
-_EVENTS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"
 _CHUNK: Final = 100 * TILE  # events that one task follows and compares; whole subtrees
 if TYPE_CHECKING:
     from signer.ledger.checkpoint import Checkpoint
@@ -45,7 +43,7 @@ Progress = Callable[[int, int], None]
 def check_recent(reader: LedgerReader, count: int = CHECKED_AT_START) -> Head:
     """Checks the chain of the newest `count` events and the structure of the file; returns the head."""
     _check_numbers(reader)
-    newest = f"SELECT * FROM ({_EVENTS} WHERE seq > ? ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
+    newest = f"SELECT * FROM ({ROWS} WHERE seq > ? ORDER BY seq DESC LIMIT ?) ORDER BY seq"  # noqa: S608 - a constant
     rows = reader.query(newest, (reader.base, count + 1))
     if reader.base:
         newest_archive(reader)
@@ -319,7 +317,7 @@ def export(reader: LedgerReader, first: int = 1) -> Iterator[Entry]:
     """Yields every entry from number `first` on, in order, unverified; raises `NotFound` for archived ones."""
     if first <= reader.base:
         raise events_archived(first, reader.base)
-    for row in reader.rows(f"{_EVENTS} WHERE seq >= ? ORDER BY seq", (first,)):
+    for row in reader.rows(f"{ROWS} WHERE seq >= ? ORDER BY seq", (first,)):
         yield Entry(*row)
 
 

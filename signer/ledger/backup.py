@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadFile, Unavailable, write_hint
-from signer.files import lock, open_lock, open_or_create, sync_directory, sync_file
+from signer.files import claim, held, open_or_create, sync_directory, sync_file
 from signer.ledger.audit import Progress, verify
 from signer.ledger.reader import LedgerReader, short_reason, storage_errors
 from signer.ledger.schema import FILE_NAME
@@ -75,10 +75,8 @@ def workspace(folder: Path) -> Iterator[None]:
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
         raise BadFile("backup_exists", f"{folder} is a link, or belongs to another user", "remove it")
-    descriptor = open_lock(folder / _LOCK_NAME)
-    try:
-        if not lock(descriptor):
-            raise Unavailable("backup_running", "another backup to this file is running", "wait for it to end")
+    running = Unavailable("backup_running", "another backup to this file is running", "wait for it to end")
+    with held(claim(folder / _LOCK_NAME, running)):
         try:
             for path in folder.iterdir():
                 if path.name != _LOCK_NAME:
@@ -86,8 +84,6 @@ def workspace(folder: Path) -> Iterator[None]:
             yield
         finally:
             shutil.rmtree(folder)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from signer.errors import BadNote
 from signer.ledger.tree import EMPTY_ROOT, HASH_BYTES, MAX_SIZE
+from signer.units import render_duration
 
 NOTE_KIND: Final = 0x01  # Ed25519 over the note's text
 COSIGNATURE_KIND: Final = 0x04  # Ed25519 over time and text
@@ -27,6 +28,7 @@ MAX_NOTE: Final = 128 * 1024  # bytes; 16 signatures of 5 kB, which a verifier m
 MAX_SIGNATURES: Final = 64
 MAX_NAME: Final = 255  # bytes of an origin or a key name
 MAX_TIME: Final = 2**63 - 1  # seconds since 1970
+CLOCK_TOLERANCE: Final = 300  # seconds by which a witness's clock may be ahead
 _KEY_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
 _DASH: Final = "\u2014 "
@@ -253,7 +255,6 @@ class Checkpoint:
 
     @property
     def text(self) -> str:
-        """The text of its note."""
         return "".join(f"{line}\n" for line in (self.origin, self.size, encode_base64(self.root), *self.extensions))
 
 
@@ -318,3 +319,82 @@ def decode_base64(text: str) -> bytes:
     if encode_base64(data) != text:  # bits behind the end that are not 0
         raise ValueError("it is not base64 in its one form")
     return data
+
+
+# --- saved checkpoints ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a saved checkpoint must have: so many cosignatures by `witnesses`, none older than `max_age` seconds."""
+
+    witnesses: tuple[VerifierKey, ...] = ()
+    quorum: int = 0
+    max_age: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """A checkpoint that a ledger's key has signed, and when each witness has cosigned it (seconds since 1970)."""
+
+    checkpoint: Checkpoint
+    cosigned: dict[str, int]
+
+
+def read_saved(
+    data: bytes, origins: Sequence[str], keys: Sequence[VerifierKey], demand: Demand, now: int
+) -> SavedCheckpoint:
+    """The checkpoint in a file, if it is of a log with one of `origins` and has what `demand` asks for.
+
+    `keys` are those of the log under any name. A signature by a known key that does not verify refuses the whole file,
+    whoever else has signed it. `audit.verify` compares the root with the events. Raises `BadNote`.
+    """
+    note = parse_note(data)
+    found = parse_checkpoint(note.text)
+    if found.origin not in origins:
+        raise BadNote(
+            "checkpoint_of_another_log",
+            f"the checkpoint is one of {found.origin!a}, this ledger is {origins[-1]}",
+            "take a checkpoint of this ledger, and the same SIGNER_LEDGER_ORIGIN; if both are right, the ledger was "
+            "rewritten from its first event",
+        )
+    own = [VerifierKey(found.origin, key.kind, key.key) for key in keys]
+    signed = {(line.name, line.key_id) for line in note.signatures}
+    mine = [key for key in own if (key.name, key.key_id) in signed]
+    if not mine:
+        raise BadNote(
+            "note_not_signed",
+            "no key that this ledger has recorded signed the checkpoint",
+            "take a checkpoint of this ledger; if it is one, the ledger was rewritten with another key",
+        )
+    for key in mine:
+        check_note(note, key)
+    cosigned: dict[str, int] = {}
+    for witness in demand.witnesses:
+        if (witness.name, witness.key_id) in signed:
+            cosigned[str(witness)] = check_cosignature(note, witness)
+    _check_demand(cosigned, demand, now)
+    return SavedCheckpoint(found, {text.split("+")[0]: at for text, at in cosigned.items()})
+
+
+def _check_demand(cosigned: dict[str, int], demand: Demand, now: int) -> None:
+    possible = [at for at in cosigned.values() if at <= now + CLOCK_TOLERANCE]
+    if len(possible) < demand.quorum:
+        future = len(cosigned) - len(possible)
+        raise BadNote(
+            "checkpoint_not_cosigned",
+            f"{len(possible)} of {len(demand.witnesses)} witnesses have cosigned the checkpoint, {demand.quorum} must"
+            + (f"; {future} did at a time that is still to come" if future else ""),
+            "take a newer checkpoint from `signer ledger witness`, or ask the witness why it refused",
+        )
+    if demand.max_age is None:
+        return
+    young = [at for at in possible if at >= now - demand.max_age]
+    if len(young) < demand.quorum:
+        newest = sorted(possible)[-demand.quorum]
+        raise BadNote(
+            "checkpoint_too_old",
+            f"the checkpoint was cosigned {render_duration(max(now - newest, 1))} ago, "
+            f"above the limit of {render_duration(demand.max_age)}",
+            "take a newer one; if the service offers none, its witness refuses or does not see it",
+        )

@@ -1,4 +1,8 @@
-"""Compares the partial indexes on events, by which what decides is found, with the events.
+"""Compares what a ledger's file has besides its events with what it should have: tables and triggers, and the partial
+indexes on events, by which what decides is found.
+
+A trigger that was dropped lets events be changed; a trigger or column that was added makes writes fail or do more than
+they say. The keeper makes indexes that are missing.
 
 SQLite's `integrity_check` does that too, but evaluates the condition of each index for each event, JSON included, which
 takes four times as long as its `quick_check`. Nearly all events of a large ledger are local certificates, in no index.
@@ -7,14 +11,25 @@ takes four times as long as its `quick_check`. Nearly all events of a large ledg
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import cache
 from typing import Any, Final
 
 import msgspec
 
 from signer.errors import LedgerBroken
 from signer.ledger.reader import LedgerReader, broken_at
-from signer.ledger.schema import EVENT_INDEXES, ISSUED, EventIndex
+from signer.ledger.schema import (
+    ARCHIVED,
+    ARCHIVED_TRIGGERS,
+    ARCHIVED_VERSION,
+    EVENT_INDEXES,
+    EVENTS,
+    ISSUED,
+    EventIndex,
+)
 
 
 class _AnyBody(msgspec.Struct):
@@ -138,3 +153,48 @@ def check_json(reader: LedgerReader) -> None:
 
 def _damaged(what: str) -> LedgerBroken:
     return LedgerBroken("ledger_broken", f"the ledger's file is damaged: {what}", "restore a backup")
+
+
+# --- tables and triggers ----------------------------------------------------------------------------------------------
+
+# Older ledgers have others beside them, which nothing reads; so is `archived` in one of an older version.
+_TABLES: Final = ("events", "probe")
+_ARCHIVED_TABLES: Final = (*_TABLES, "archived")
+
+
+def check_structure(db: sqlite3.Connection) -> None:
+    """Raises `LedgerBroken` with every difference; raises `sqlite3` errors as they are."""
+    is_archived = db.execute("PRAGMA user_version").fetchone()[0] == ARCHIVED_VERSION
+    tables = _ARCHIVED_TABLES if is_archived else _TABLES
+    expected, found = _expected(tables), _read(db, tables)
+    differences = [f"{name} is missing" for name in expected if name not in found]
+    differences += [f"{name} is not one of signer's" for name in found if name not in expected]
+    differences += [
+        f"{name} is another one" for name, text in expected.items() if name in found and found[name] != text
+    ]
+    if differences:
+        raise LedgerBroken(
+            "ledger_structure_differs",
+            f"the ledger's file was changed by another program: {', '.join(differences)}",
+            "keep the file unchanged, run `signer ledger verify` with a saved head, and restore a backup",
+        )
+
+
+@cache
+def _expected(tables: tuple[str, ...]) -> dict[str, str]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(EVENTS + ARCHIVED + "".join(ARCHIVED_TRIGGERS))
+        return _read(db, tables)
+
+
+def _read(db: sqlite3.Connection, tables: tuple[str, ...]) -> dict[str, str]:
+    """What each column and trigger of the tables is, by its name."""
+    found: dict[str, str] = {}
+    for table in tables:
+        columns = db.execute('SELECT name, type, "notnull", pk, hidden FROM pragma_table_xinfo(?)', (table,))
+        for name, *facts in columns:
+            found[f"column {table}.{name}"] = " ".join(map(str, facts))
+    triggers = db.execute("SELECT name, sql, tbl_name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, sql in ((name, sql) for name, sql, table in triggers if table in tables):
+        found[f"trigger {name}"] = " ".join(sql.split())
+    return found

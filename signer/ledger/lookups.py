@@ -18,8 +18,7 @@ import msgspec
 
 from signer.errors import NotFound, SignerError
 from signer.ledger.reader import events_archived
-from signer.ledger.revoked import EventReader, made_revocations, preview_hits, revoked_by
-from signer.ledger.views import certificate_details, certificate_row, operation_row, revocation_row
+from signer.ledger.revoked import EventReader, MadeRevocation, made_revocations, preview_hits, revoked_by
 from signer.model import Activity, Entry, EventFilter, Filter, Head, Issued, Revocation
 from signer.units import timestamp
 
@@ -80,7 +79,6 @@ class FindCertificates(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         found, next_before = reader.page(replace(self.wanted, limit=self.wanted.limit + 1))
         page = fitting(found[: self.wanted.limit], _size_of, self.room // 4)  # JSON may double each character
         more = page[-1].seq if len(found) > len(page) else next_before
@@ -103,7 +101,6 @@ class FindCertificate(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The certificate; raises `NotFound` or the ledger's errors."""
         found = reader.certificate(self.serial)
         if found is None or self.only not in (None, found[0].identity):
             raise NotFound(
@@ -124,7 +121,6 @@ class FindOperations(Lookup, frozen=True):
     limit: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         found = reader.operations(self.evidence, self.before, self.limit + 1)
         rows = map(operation_row, found[: self.limit])
         page = fitting(rows, lambda row: len(json.dumps(row)), self.room // 2)
@@ -139,7 +135,6 @@ class ProveConsistency(Lookup, frozen=True):
     new: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The proof; raises `NotFound` or the ledger's errors."""
         hashes = [base64.b64encode(digest).decode() for digest in reader.consistency(self.old, self.new)]
         return _message("ConsistencyProof", {"from_size": self.old, "to_size": self.new, "hashes": hashes})
 
@@ -151,7 +146,6 @@ class FindRevocations(Lookup, frozen=True):
     limit: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         made = made_revocations(reader.revocation_events())
         found = [revocation_row(one) for one in reversed(made) if self.before is None or one.seq < self.before]
         page = found[: self.limit]
@@ -166,7 +160,6 @@ class PreviewHits(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The preview; raises the ledger's errors."""
         head = reader.head().seq
         hits = preview_hits(reader, self.revocation, head, self.now)
         identities = Counter(hit.identity for hit in hits)
@@ -197,7 +190,6 @@ class FindEntries(Lookup, frozen=True):
     limit: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises `NotFound` for events that were archived, and the ledger's errors."""
         if self.after < reader.base:
             raise events_archived(self.after + 1, reader.base)
         found = reader.events_after(self.after, self.limit + 1)
@@ -224,7 +216,6 @@ class FindEvents(Lookup, frozen=True):
     events: EventFilter
 
     def answer(self, reader: Reader) -> bytes:
-        """The page; raises the ledger's errors."""
         found = reader.matching_events(replace(self.events, limit=self.events.limit + 1))
         page, more = _fitting(found, self.events.limit, self.room)
         return _message("EventPage", {"entries": page, "before": more})
@@ -238,7 +229,6 @@ class CountActivity(Lookup, frozen=True):
     now: int
 
     def answer(self, reader: Reader) -> bytes:
-        """The counts, oldest first; raises the ledger's errors."""
         end = (self.now // self.step + 1) * self.step
         bounds = [end - number * self.step for number in range(self.spans, -1, -1)]
         counted = reader.activity([bound * 1000 for bound in bounds])
@@ -267,9 +257,63 @@ def decode_lookup(message: bytes) -> Lookup:
 
 
 def error_message(error: SignerError) -> bytes:
-    """The reply for an error."""
     return _message("Error", {**error.as_json(), "facts": dict(error.facts)})
 
 
 def _message(shape: str, fields: dict[str, object]) -> bytes:
     return shape.encode() + b"\n" + msgspec.json.encode(fields)
+
+
+# --- rows of replies, also for `signer certs` -------------------------------------------------------------------------
+
+
+def certificate_row(row: Issued, now: int, revoked: MadeRevocation | None = None) -> dict[str, object]:
+    """One certificate in a list, with the revocation that hit it, if any; `now` is in seconds."""
+    if row.withheld:
+        status = "withheld"
+    elif revoked is not None:
+        status = "revoked"
+    else:
+        status = "active" if row.valid_before > now else "expired"
+    return {
+        "serial": str(row.serial),
+        "backend": row.backend,
+        "identity": row.identity,
+        "role": row.role,
+        "principals": list(row.principals),
+        "key_id": row.key_id,
+        "fingerprint": row.fingerprint,
+        "valid_after": timestamp(row.valid_after),
+        "valid_before": timestamp(row.valid_before),
+        "status": status,
+    }
+
+
+def certificate_details(
+    row: Issued, entry: Entry, now: int, revoked: MadeRevocation | None = None
+) -> dict[str, object]:
+    """A certificate with its complete record, its position in the ledger, and the revocation that hit it, if any."""
+    body = json.loads(entry.body)
+    recorded = {"seq": entry.seq, "hash": entry.hash, "time": timestamp(entry.time_ms // 1000)}
+    by = {} if revoked is None else {"revoked": revocation_row(revoked)}
+    return {**body, **certificate_row(row, now, revoked), "recorded": recorded, **by}
+
+
+def revocation_row(made: MadeRevocation) -> dict[str, object]:
+    """One revocation; its `value` is as `POST /api/revocations` takes it."""
+    what = made.revocation
+    serials = str(what.first) if what.first == what.last else f"{what.first}-{what.last}"
+    value = {"serial": serials, "since": timestamp(what.since)}.get(what.by, what.name)
+    facts = {"seq": made.seq, "time": timestamp(made.at), "actor": made.by, "by": what.by, "value": value}
+    return {**facts, "reason": made.reason}
+
+
+def operation_row(entry: Entry) -> dict[str, object]:
+    body = json.loads(entry.body)
+    fields = {name: body[name] for name in ("operation", "outcome", "plan", "evidence", "reason")}
+    at = timestamp(entry.time_ms // 1000)
+    return {"seq": entry.seq, "hash": entry.hash, "time": at, "actor": entry.actor, **fields}
+
+
+def operation_details(entry: Entry) -> dict[str, object]:
+    return {**operation_row(entry), **json.loads(entry.body)}

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from signer.files import read_bounded, write_atomically
+from signer.units import render_duration, timestamp
 
 VERIFIED: Final = "verified"
 BACKED_UP: Final = "backup"
@@ -58,3 +59,18 @@ def read_mark(data_dir: Path, name: str) -> Mark | None:
     except (OSError, msgspec.DecodeError):
         return None
     return mark if 0 <= mark.seq < 2**63 and 0 <= mark.time < 2**40 else None
+
+
+def cosigning_warnings(data_dir: Path, now: int) -> dict[str, str]:
+    """What should not stay as it is, by a stable name; nothing where no witness was ever asked."""
+    found = {}
+    if (differs := read_mark(data_dir, DIFFERS)) is not None:
+        found["witness_differs"] = (
+            f"a witness held another history of the ledger at {timestamp(differs.time)}: see runbooks/ledger.md; "
+            "delete ledger.differs in SIGNER_DATA_DIR when that is resolved"
+        )
+    cosigned = read_mark(data_dir, COSIGNED)
+    if cosigned is not None and is_late(COSIGNED, cosigned, now):
+        ago = render_duration(now - cosigned.time)
+        found["witness_late"] = f"the ledger was last cosigned {ago} ago: run `signer ledger witness`"
+    return found

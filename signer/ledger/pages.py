@@ -139,8 +139,7 @@ class CertificateReader(LedgerReader):
         found = [self.entry(number) for number in nlargest(wanted.limit, numbers)]
         if self.base and len(found) < wanted.limit:  # views lack what was carried over; there are few of these
             end = self.base + 1 if wanted.before is None else min(self.base + 1, wanted.before)
-            room, only_others = wanted.limit - len(found), wanted.only_others
-            found += self.events(wanted.kind, wanted.identity, wanted.since or 0, end, room, only_others=only_others)
+            found += self.events(replace(wanted, before=end, limit=wanted.limit - len(found)))
         return found
 
     def consistency(self, old: int, new: int) -> list[bytes]:

@@ -19,7 +19,7 @@ import msgspec
 from signer.errors import LedgerBroken, NotFound, Unavailable, write_hint
 from signer.ledger import schema
 from signer.ledger.chain import GENESIS
-from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, Head
+from signer.model import BACKDATE, LONGEST_VALIDITY, ActiveFreeze, Entry, EventFilter, Head
 
 ROWS: Final = "SELECT seq, time, kind, actor, body, prev, hash FROM events"  # as `Entry` has them
 # The events after a number, and up to another one.
@@ -265,32 +265,22 @@ class LedgerReader:
             (evidence, evidence, _NO_END if before is None else before, limit),
         )
 
-    def events(
-        self,
-        kind: str | None,
-        name: str | None,
-        since_ms: int,
-        before: int | None,
-        limit: int,
-        *,
-        only_others: bool = False,
-    ) -> list[Entry]:
-        """Events, newest first: of a kind, or of all that begin with it and a dot; by or about an identity; not before
-        a time (milliseconds since 1970); before event `before`; `only_others` leaves out issued certificates."""
-        scope = None if name is None else f"identity:{name}"
+    def events(self, wanted: EventFilter) -> list[Entry]:
+        """The events that match, newest first, without a look at a view."""
+        scope = None if wanted.identity is None else f"identity:{wanted.identity}"
         return self.entries(
             "WHERE seq >= ? AND seq < ? AND (? IS NULL OR kind = ? OR substr(kind, 1, length(?) + 1) = ? || '.')"
             " AND (? IS NULL OR actor = ? OR body ->> 'identity' = ? OR body ->> 'scope' = ?)"
             " AND NOT (? AND kind = 'certificate.issued')"
             " ORDER BY seq DESC LIMIT ?",
             (
-                self.first_since(since_ms),
-                _NO_END if before is None else before,
-                *(kind,) * 4,
-                *(name,) * 3,
+                self.first_since(wanted.since or 0),
+                _NO_END if wanted.before is None else wanted.before,
+                *(wanted.kind,) * 4,
+                *(wanted.identity,) * 3,
                 scope,
-                only_others,
-                limit,
+                wanted.only_others,
+                wanted.limit,
             ),
         )
 

@@ -94,7 +94,6 @@ class Replacement(ABC):
             return reader.entry(max(known)) if known else None
 
     def fresh_folder(self) -> Path:
-        """A new folder for the new file."""
         with self.write_errors():
             remove_folder(self._making)
             self._making.mkdir(mode=0o700)

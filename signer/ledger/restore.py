@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from typing import BinaryIO, Final
 
 from signer.errors import BadFile, LedgerBroken, Unavailable
-from signer.files import write_new
+from signer.files import undone_by, write_new
 from signer.ledger.audit import Progress, verify
 from signer.ledger.backup import copy_events
 from signer.ledger.reader import LedgerReader
@@ -25,7 +25,6 @@ class Restoration(Replacement):
     aside = "ledger.replaced-"
 
     def failed(self, text: str, hint: str) -> Unavailable:
-        """The error for files that cannot be written."""
         return Unavailable("restore_failed", text, hint)
 
     @contextmanager
@@ -51,11 +50,8 @@ class Restoration(Replacement):
             else:
                 write_new(copy, iter(lambda: source.read(_PIECE), b""), 0o600)
         reader = LedgerReader(folder)
-        try:
+        with undone_by(reader.close):
             verify_backup(reader, progress)
-        except BaseException:
-            reader.close()
-            raise
         return reader
 
 

@@ -1,7 +1,11 @@
-"""What a revocation list is made of, read from events: revocations, CA keys, and the certificates that are hit.
+"""The revocation list of a ledger, and what it is made of: revocations, CA keys, and the certificates that are hit.
 
-Reads events and no view: a view that somebody falsified must not hide a certificate. `revocation_list.py` makes
-the list; the keeper reads only what `Revocations` holds, and other processes read the certificates. Free of policy and
+Reads events and no view: a view that somebody falsified must not hide a certificate. The list is a function of the
+events alone. Its version is the `seq` of the newest event that it reflects (after a restore more, see `offset_after`),
+and its date and its "now" are that event's time: each keeper, restart and restored copy makes the same bytes of the
+same version.
+
+The keeper reads only what `Revocations` holds, and other processes read the certificates. Free of policy and
 cryptography, so that these processes are small.
 """
 
@@ -10,13 +14,16 @@ from __future__ import annotations
 import base64
 import json
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from signer.ledger.reader import REACH, IssuedEvent, broken_at
 from signer.model import Entry, Issued, Revocation
 from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.krl import ANY_CA, RevocationList, group_serials, merge_ranges
 
 CHANGES_LIST: Final = ("certificates.revoked", "ledger.restored", "list.published")  # each makes a version of the list
 
@@ -264,3 +271,47 @@ class _Matches:
                 return True
         place = bisect_right(self._since, (at, 2**63))
         return bool(place) and self._since[place - 1][1] > seq
+
+
+# --- the list ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltList:
+    """A list, and when the first certificate on it expires, in seconds since 1970; None if none does."""
+
+    revoked: RevocationList
+    changes_at: int | None
+
+
+def read_list(reader: EventReader) -> BuiltList:
+    """The newest list of a ledger; raises `Unavailable` or `LedgerBroken`. Reads up to a day of events."""
+    revoked = Revocations.from_entries(reader.revocation_events())
+    return build_list(revoked, find_hits(reader, revoked))
+
+
+def build_list(revoked: Revocations, hits: Iterable[IssuedEvent]) -> BuiltList:
+    """The list of what was revoked and of the certificates that it hits.
+
+    Certificates are listed for their CA's key, or for any CA if the ledger does not have that key.
+    """
+    ranges: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
+    for lost in revoked.lost:
+        ranges[revoked.ca_keys.get(lost.ca, ANY_CA)].append((lost.first, lost.last))
+    serials: dict[str, list[int]] = defaultdict(list)
+    first_end: int | None = None
+    for hit in hits:
+        serials[hit.ca].append(hit.serial)
+        if first_end is None or hit.valid_before < first_end:
+            first_end = hit.valid_before
+    for ca, found in serials.items():
+        ranges[revoked.ca_keys.get(ca, ANY_CA)] += group_serials(filter(None, found))
+    certificates = {ca: merge_ranges(found) for ca, found in ranges.items()}
+    digests = frozenset(_digest(fingerprint) for fingerprint in revoked.keys | revoked.cas)
+    comment = f"signer {revoked.version}" if revoked.version else ""
+    made = RevocationList(revoked.version, revoked.at, comment, MappingProxyType(certificates), digests)
+    return BuiltList(made, first_end)
+
+
+def _digest(fingerprint: str) -> bytes:
+    return base64.b64decode(fingerprint.removeprefix("SHA256:") + "=")

@@ -170,7 +170,6 @@ class View:
 
     @property
     def table(self) -> str:
-        """The statement that creates the table."""
         columns = ", ".join(self.columns)
         if self.group is None:
             return f"CREATE TABLE {self.name} ({columns}) STRICT"
@@ -178,7 +177,6 @@ class View:
 
     @property
     def insert(self) -> str:
-        """The statement that adds a row."""
         return f"INSERT INTO {self.name} VALUES ({', '.join('?' * len(self.columns))})"  # noqa: S608 - names from here
 
 

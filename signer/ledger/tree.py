@@ -23,12 +23,10 @@ Subtree = tuple[int, int, bytes]  # level, index, hash
 
 
 def leaf_hash(data: bytes) -> bytes:
-    """The hash of a leaf with these data."""
     return sha256(b"\0" + data).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of the node above two others."""
     return sha256(b"\1" + left + right).digest()
 
 
@@ -58,7 +56,6 @@ class CompactRange:
         self._hashes = list(hashes)
 
     def append(self, data: bytes) -> None:
-        """Adds the leaf with these data."""
         self.append_subtree(leaf_hash(data), 0)
 
     def append_subtree(self, digest: bytes, level: int) -> None:
@@ -93,18 +90,10 @@ class CompactRange:
         return found
 
     def to_bytes(self) -> bytes:
-        """The hashes, one after the other, for `from_bytes`."""
+        """The hashes, one after the other."""
         return b"".join(self._hashes)
 
-    @classmethod
-    def from_bytes(cls, size: int, data: bytes) -> CompactRange:
-        """The range of `size` leaves from `to_bytes`; raises `ValueError`."""
-        if len(data) % HASH_BYTES:
-            raise ValueError(f"{len(data)} bytes are not a number of hashes")
-        return cls(size, [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)])
-
     def root(self) -> bytes:
-        """The root of the tree with these leaves."""
         return _join(self._hashes)
 
 

@@ -29,8 +29,6 @@ _RUNBOOKS: Final[Mapping[Operation, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """An approval: plan, operator, host, time and way of entry."""
-
     operation: Operation
     plan: str
     who: str

@@ -35,7 +35,7 @@ _LEFTOVERS_END_WITHIN: Final = 15.0  # seconds
 PROJECT_LABEL: Final = "com.docker.compose.project"
 SERVICE_LABEL: Final = "com.docker.compose.service"
 _FILES_LABEL: Final = "com.docker.compose.project.config_files"
-_PASSED_ON: Final = (
+ENGINES_OWN: Final = (
     "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
     "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF", "CONTAINERS_REGISTRIES_CONF", "CONTAINER_HOST",
     "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY", "DOCKER_API_VERSION",
@@ -74,15 +74,6 @@ class ContainerState:
         return self.state == "running"
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A successful command: arguments, seconds and output."""
-
-    command: tuple[str, ...]
-    seconds: float
-    said: str
-
-
 class Compose:
     """One service of one compose project. Only `running` may be called by several threads at once."""
 
@@ -90,7 +81,7 @@ class Compose:
         """Only PATH, HOME and the engine's own settings are taken from `environ`; `more` are further compose files."""
         self.facts = facts
         self._more = tuple(more)
-        passed = {name: environ[name] for name in _PASSED_ON if name in environ}
+        passed = {name: environ[name] for name in ENGINES_OWN if name in environ}
         self._environment = {**passed, **facts.environment, _MARK: facts.project}
 
     def command_line(self, with_overlay: bool, *words: str) -> list[str]:
@@ -106,7 +97,7 @@ class Compose:
         """
         return self.command_line(with_overlay, "up", "--detach", "--no-deps", "--no-build", self.facts.service)
 
-    def up(self, with_overlay: bool, *, within: float = UP_WITHIN) -> Done:
+    def up(self, with_overlay: bool, *, within: float = UP_WITHIN) -> CommandResult:
         """Brings the service to the base file, or to base and overlay; returns when its container runs.
 
         A container with that configuration is kept; any other is replaced. Repeatable after any failure or
@@ -141,7 +132,7 @@ class Compose:
                 f"see `{self.facts.engine} logs` of it",
                 shown(ended),
             )
-        return Done(tuple(argv), ended.seconds, shown(ended))
+        return ended
 
     def _remove_stuck(self) -> bool:
         """Removes a container that does not run and that compose could not start; False if there is none.
@@ -166,14 +157,16 @@ class Compose:
 
     def running(self) -> ContainerState | None:
         """The service's container, running or not; None if there is none. Raises `ComposeFailed`."""
-        found = self._containers()
+        engine, project, service = self.facts.engine, self.facts.project, self.facts.service
+        labels = (f"label={PROJECT_LABEL}={project}", "--filter", f"label={SERVICE_LABEL}={service}")
+        found = self.words((engine, "ps", "--all", "--no-trunc", "--quiet", "--filter", *labels))
         if len(found) > 1:
             raise ComposeFailed(
                 "compose_several_containers",
-                f"service {self.facts.service} has {len(found)} containers",
+                f"service {service} has {len(found)} containers",
                 "scale it to one and remove the others",
             )
-        return found[0] if found else None
+        return _state(self.ask_json((engine, "inspect", "--type", "container", *found))[0]) if found else None
 
     def content(self, with_overlay: bool) -> dict[str, Any]:
         """The merged configuration, parsed; raises `ComposeFailed` or `BadFile`."""
@@ -244,19 +237,6 @@ class Compose:
         return found
 
     # --- queries -----------------------------------------------------------------------------------------------------
-
-    def _containers(self) -> list[ContainerState]:
-        engine = self.facts.engine
-        labels = (
-            "--filter",
-            f"label={PROJECT_LABEL}={self.facts.project}",
-            "--filter",
-            f"label={SERVICE_LABEL}={self.facts.service}",
-        )
-        found = self.words((engine, "ps", "--all", "--no-trunc", "--quiet", *labels))
-        if not found:
-            return []
-        return [_state(raw) for raw in self.ask_json((engine, "inspect", "--type", "container", *found))]
 
     def words(self, argv: Sequence[str]) -> list[str]:
         """The output of a command, split at blanks; raises `ComposeFailed`."""

@@ -278,11 +278,14 @@ class _Import:
 
     def _line(self, key: str, value: str, *about: str) -> None:
         """Adds a key, below the comments on its source fields `about`."""
-        for name in about:
+        self._comment(*about)
+        self._made.lines.append(f"{key} = {value}")
+
+    def _comment(self, *names: str) -> None:
+        for name in names:
             known = self._made.accounts.get(name)
             if known is not None and known.text:
                 self._made.lines.append(comment(f"{name}: {known.text}"))
-        self._made.lines.append(f"{key} = {value}")
 
     def _block(self, text: str) -> None:
         self._made.blockers.append(text)
@@ -434,10 +437,8 @@ class _Import:
         if allowed:
             more = f", default = {_toml_list(default)}" if default else ""
             self._line("extensions", f"{{ allowed = {_toml_list(allowed)}{more} }}", *about)
-            return
-        for name in about:
-            if name in self._made.accounts and self._made.accounts[name].text:
-                self._made.lines.append(comment(f"{name}: {self._made.accounts[name].text}"))
+        else:
+            self._comment(*about)
 
     def key_ids(self) -> None:
         if self._vaults.flag("allow_user_key_ids"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +19,12 @@ from typing import Final
 
 from signer.errors import LedgerBroken, SignerError, Unavailable, write_hint
 from signer.files import append_line, lock, open_lock, open_lock_of, open_or_create, os_errors, sync_directory
-from signer.migration.evidence.store import check_private
+from signer.migration.evidence.store import RUN_NAME, make_private, operation_of
 from signer.model import RunOutcome
 
 FOLDER: Final = "journal"
 ATTEMPTS: Final = "attempts.jsonl"
 _LOCK: Final = "lock"
-_RUN: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)(?:-(\d+))?-(cutover|rollback|decommission)")
 
 
 @dataclass(slots=True)
@@ -42,8 +40,6 @@ class RunState:
     done: dict[str, float] = field(default_factory=dict)
     begun: dict[str, None] = field(default_factory=dict)  # in order; done or not
     failed: str = ""  # name of the step
-    error: str = ""
-    undone: dict[str, None] = field(default_factory=dict)
     is_rolling_back: bool = False
     outcome: RunOutcome | None = None
     ended_ms: int = 0
@@ -63,17 +59,15 @@ class RunState:
                 self.plan, self.reason = str(line.get("plan", "")), str(line.get("reason", ""))
                 self.began_ms = int(line["at"])
             case "run.resumed":
-                self.failed = self.error = ""
+                self.failed = ""
             case "step.began":
                 self.begun[name] = None
             case "step.done":
                 self.done[name] = float(line.get("seconds", 0))
             case "step.failed":
-                self.failed, self.error = name, str(line.get("error", ""))
+                self.failed = name
             case "rollback.began":
                 self.is_rolling_back = True
-            case "undo.done":
-                self.undone[name] = None
             case "run.ended":
                 self.outcome, self.ended_ms = RunOutcome(line["outcome"]), int(line["at"])
                 self.evidence = str(line.get("evidence", ""))
@@ -91,7 +85,7 @@ class Journal:
         self.path = folder / FOLDER / f"{run}.jsonl"
         self.make_room: Callable[[], object] = lambda: None
         self.clean: Callable[[str], str] = str
-        self.state = read_journal(self.path) if self.path.exists() else RunState(run, _operation(run))
+        self.state = read_journal(self.path) if self.path.exists() else RunState(run, operation_of(run))
         with os_errors(_unwritable):
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             self._file = open_or_create(self.path)
@@ -113,23 +107,13 @@ class Journal:
                 append_line(self._file, text)
         self.state.take(line)
 
-    def text(self) -> str:
-        return self.path.read_text()
-
     def close(self) -> None:
         os.close(self._file)
 
 
-def _operation(run: str) -> str:
-    match = _RUN.fullmatch(run)
-    if match is None:
-        raise ValueError(f"{run!a} is not a run name")
-    return match[3]
-
-
 def _age(state: RunState) -> tuple[str, int]:
     """Sort key for runs in order of creation; the first run of a second has no number."""
-    match = _RUN.fullmatch(state.run)
+    match = RUN_NAME.fullmatch(state.run)
     return ("", 0) if match is None else (match[1], int(match[2] or 1))
 
 
@@ -149,7 +133,7 @@ def read_journal(path: Path) -> RunState:
         raise Unavailable(
             "journal_unreadable", f"the journal of a run cannot be read: {error.strerror}", "see its mode and owner"
         ) from None
-    state = RunState(path.stem, _operation(path.stem))
+    state = RunState(path.stem, operation_of(path.stem))
     lines = text.split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
@@ -166,7 +150,7 @@ def read_journal(path: Path) -> RunState:
 def runs(folder: Path) -> list[RunState]:
     """The states of all runs, oldest first; raises as `read_journal`."""
     paths = sorted((folder / FOLDER).glob("*.jsonl"))
-    return sorted((read_journal(path) for path in paths if _RUN.fullmatch(path.stem) is not None), key=_age)
+    return sorted((read_journal(path) for path in paths if RUN_NAME.fullmatch(path.stem) is not None), key=_age)
 
 
 @contextmanager
@@ -179,8 +163,7 @@ def platform_lock(folder: Path, base: Path) -> Iterator[None]:
     A journal decides which steps are not repeated, so no other user may write there: `evidence_dir_not_private`.
     """
     with os_errors(_unwritable):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_private(folder)
+        make_private(folder)
         held = [open_lock(folder / _LOCK)]
     try:
         with os_errors(_unwritable):
@@ -201,8 +184,7 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
     """Records a refused approval, without the typed text; raises `Unavailable`, or `SignerError` for a directory in
     which other users may write."""
     with os_errors(_unwritable):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_private(folder)
+        make_private(folder)
         (folder / FOLDER).mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / FOLDER / ATTEMPTS
         descriptor = open_or_create(path, append=True)

@@ -50,15 +50,9 @@ class SampleResult:
     differences: tuple[Difference, ...]
 
     def as_json(self) -> dict[str, object]:
-        return {
-            "name": self.sample.name,
-            "key_type": self.sample.key_type,
-            "asked": dict(self.sample.asked),
-            "fingerprint": self.fingerprint,
-            "outcome": self.outcome,
-            "serials": list(self.serials),
-            "differences": [asdict(difference) for difference in self.differences],
-        }
+        facts = asdict(self)
+        asked = facts.pop("sample")
+        return {"name": asked["name"], "key_type": asked["key_type"], "asked": asked["asked"], **facts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +74,8 @@ class RoleParity:
         return not errors_in(self.all_differences)
 
     def as_json(self) -> dict[str, object]:
-        return {
-            "role": self.role,
-            "parity": self.is_parity,
-            "principals": self.principals,
-            "differences": [asdict(difference) for difference in self.differences],
-            "samples": [sample.as_json() for sample in self.samples],
-            "left_out": self.left_out,
-        }
+        samples = [sample.as_json() for sample in self.samples]
+        return {**asdict(self), "parity": self.is_parity, "samples": samples}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +136,9 @@ def check_parity(
             found.append(RoleParity(name, f"{name} -> no such role", (missing,)))
             continue
         theirs = vault.role(mount, name)
-        differing = compare_roles(theirs, role, ttls)
-        bits = _rsa_bits(role, theirs)
-
-        def ask_vault(sample: Sample, line: str, name: str = name) -> str:
-            return vault.sign(mount, name, sample.vaults(line))
-
-        def ask_us(sample: Sample, line: str, name: str = name) -> str:
-            return sign_locally(name, sample.native(line))
-
-        results, left_out = _compare_samples(role, ask_us, ask_vault, each, bits)
-        found.append(RoleParity(name, _principals(role, theirs), tuple(differing), tuple(results), left_out))
+        results, left_out = _compare_samples(role, theirs, vault, mount, sign_locally, each)
+        differing = tuple(compare_roles(theirs, role, ttls))
+        found.append(RoleParity(name, _principals(role, theirs), differing, tuple(results), left_out))
     return ParityReport(tuple(found))
 
 
@@ -177,22 +157,21 @@ def _rsa_bits(role: Role, theirs: Mapping[str, object]) -> int:
 
 
 def _compare_samples(
-    role: Role,
-    ask_us: Callable[[Sample, str], str],
-    ask_vault: Callable[[Sample, str], str],
-    count: int,
-    rsa_bits: int,
+    role: Role, theirs: Mapping[str, object], vault: VaultSide, mount: str, sign_locally: SignLocally, count: int
 ) -> tuple[list[SampleResult], str]:
     """The results, and the reason if there are fewer than `count`."""
+    bits = _rsa_bits(role, theirs)
     limits = [limit for limit in (role.limits.per_minute, role.limits.live) if limit is not None]
     bound = min([count, *limits])
     left_out = f"{count - bound} of {count} left out: the role's limits allow {bound}" if bound < count else ""
     results = []
     for sample in make_samples(role, bound):
-        result, code = _compare_sample(role, sample, ask_us, ask_vault, rsa_bits)
-        results.append(result)
-        if code in _BY_USAGE:
-            left_out = f"{count - len(results)} of {count} left out: {code}, its limit is used up"
+        line = throwaway_key(sample.key_type, bits)
+        vaults = _ask(vault.sign, mount, role.name, sample.vaults(line))
+        ours = _ask(sign_locally, role.name, sample.native(line))
+        results.append(_compare_sample(role, sample, line, ours, vaults))
+        if isinstance(ours, SignerError) and ours.code in _BY_USAGE:
+            left_out = f"{count - len(results)} of {count} left out: {ours.code}, its limit is used up"
             break
     if not results:
         left_out = "all left out: the role has no principal but {identity}"
@@ -202,28 +181,23 @@ def _compare_samples(
 def _compare_sample(
     role: Role,
     sample: Sample,
-    ask_us: Callable[[Sample, str], str],
-    ask_vault: Callable[[Sample, str], str],
-    rsa_bits: int,
-) -> tuple[SampleResult, str]:
-    line = throwaway_key(sample.key_type, rsa_bits)
-    key = parse_public_key(line)
-    vaults = _ask(lambda: ask_vault(sample, line))
-    ours = _ask(lambda: ask_us(sample, line))
-    differences: list[Difference] = []
+    line: str,
+    ours: CertificateFields | SignerError,
+    vaults: CertificateFields | SignerError,
+) -> SampleResult:
     if isinstance(ours, SignerError) or isinstance(vaults, SignerError):
-        differences += _refusals(sample, ours, vaults)
+        differences = _refusals(sample, ours, vaults)
     else:
-        differences += _merged(compare_certificates(ours, vaults), role, sample, ours, vaults)
+        differences = _merged(compare_certificates(ours, vaults), role, sample, ours, vaults)
     made = tuple(str(fields.serial) for fields in (ours, vaults) if isinstance(fields, CertificateFields))
-    code = ours.code if isinstance(ours, SignerError) else ""
-    return SampleResult(sample, key.fingerprint, _outcome(ours, vaults), made, tuple(differences)), code
+    fingerprint = parse_public_key(line).fingerprint
+    return SampleResult(sample, fingerprint, _outcome(ours, vaults), made, tuple(differences))
 
 
-def _ask(act: Callable[[], str]) -> CertificateFields | SignerError:
+def _ask(sign: Callable[..., str], *request: object) -> CertificateFields | SignerError:
     """The certificate or the refusal; raises any other error."""
     try:
-        line = act()
+        line = sign(*request)
     except (Unavailable, NotAuthenticated, NotFound, BadFormat):
         raise
     except SignerError as refusal:

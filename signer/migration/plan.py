@@ -27,8 +27,6 @@ Operation = Literal["cutover", "decommission"]
 
 
 class StepOutcome(StrEnum):
-    """The outcome of a step, in the evidence."""
-
     DONE = "done"
     UNDONE = "undone"
     FAILED = "failed"
@@ -114,15 +112,7 @@ class Plan:
         return {**self._content(), "digest": self.digest}
 
     def _content(self) -> dict[str, Any]:
-        return {
-            "version": VERSION,
-            "operation": self.operation,
-            "title": self.title,
-            "inputs": dict(self.inputs),
-            "now": dict(self.now),
-            "then": dict(self.then),
-            "steps": [dict(step) for step in self.steps],
-        }
+        return {"version": VERSION, **asdict(self)}
 
     @property
     def digest(self) -> str:

@@ -119,7 +119,7 @@ class Run:
             different = self._keep_look()
             self.evidence.write_json("timings.json", {"steps": state.done, "began_ms": state.began_ms})
             self.evidence.write_json("versions.json", {**own_versions(), **self.versions})
-            self.evidence.write_text("journal.jsonl", self.journal.text())
+            self.evidence.write_text("journal.jsonl", self.journal.path.read_text())
         digest = self.evidence.seal(outcome, facts)
         answer = _record(self.operation, outcome, self.plan, self.reason, self.evidence, self.recorder)
         summary = f"{digest[:19]}…, event {answer.get('seq')} of the ledger"
@@ -296,7 +296,6 @@ def _record(
 
 
 def own_versions() -> dict[str, str]:
-    """Versions of the program, Python, OpenSSH and the system."""
     try:
         ended = run(["ssh", "-V"], environment={"PATH": os.environ.get("PATH", os.defpath)}, within=5)
         openssh = ended.err.strip()[:100] or "unknown"

@@ -26,8 +26,6 @@ _T = TypeVar("_T")
 
 
 class Reporter(Protocol):
-    """Shows the progress of a run."""
-
     def began(self, number: int, step: Step) -> None: ...
     def passed(self, number: int, step: Step, seen: Observation, seconds: float) -> None: ...
     def skipped(self, number: int, step: Step) -> None: ...
@@ -37,8 +35,6 @@ class Reporter(Protocol):
 
 
 class EvidenceKeeper(Protocol):
-    """Takes the evidence of a run."""
-
     def step(self, number: int, step: Step, what: StepOutcome, seen: Observation, seconds: float) -> None: ...
     def conclude(self, outcome: RunOutcome, error: SignerError | None) -> Observation: ...
 
@@ -184,15 +180,11 @@ def _undo(number: int, step: Step, journal: Journal, evidence: EvidenceKeeper, r
 
 
 def _conclude(outcome: RunOutcome, error: SignerError, journal: Journal, evidence: EvidenceKeeper) -> None:
-    fault: SignerError | None = None
     digest: object = ""
     try:
         digest = _translated(lambda: evidence.conclude(outcome, error)).facts.get("evidence", "")
-    except SignerError as unwritten:
-        fault = unwritten
-    journal.write("run.ended", outcome=outcome, evidence=digest)
-    if fault is not None:
-        raise fault
+    finally:
+        journal.write("run.ended", outcome=outcome, evidence=digest)
 
 
 def _try(act: Callable[[], object]) -> SignerError | None:

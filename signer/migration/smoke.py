@@ -25,7 +25,7 @@ from typing import Any, Final
 from signer.address import SERVER_UID
 from signer.errors import BadFormat, BadPublicKey, SignerError
 from signer.migration.config import CutoverFile, SignerFacts, Target
-from signer.migration.plan import Observation
+from signer.migration.plan import Observation, Step
 from signer.ssh.certificate import CertificateFields, decode_certificate
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import parse_public_key
@@ -62,9 +62,20 @@ def smoke(file: CutoverFile, find: FindCertificate, *, backend: str, ca_fingerpr
     return Observation(f"logins work on {count} of {count}", seen.facts)
 
 
-def target_names(file: CutoverFile) -> str:
-    """The targets' names, for the title of a step."""
-    return ", ".join(target.name for target in file.smoke)
+def login_step(
+    name: str,
+    file: CutoverFile,
+    action: Callable[[], Observation],
+    *,
+    again: str = "",
+    also: str = "",
+    verify: Callable[[], Observation] | None = None,
+    reads: tuple[str, ...] = ("sshd", "ledger"),
+) -> Step:
+    """A step that logs in to all targets; `also` is the line of what `verify` does."""
+    title = f"log in to {', '.join(target.name for target in file.smoke)}{again}"
+    lines = (*login_lines(file), also) if also else login_lines(file)
+    return Step(name, title, "logs in", action, lines=lines, verify=verify, reads=reads)
 
 
 def login_lines(file: CutoverFile) -> tuple[str, ...]:
@@ -177,9 +188,9 @@ def read_trusted_cas(
     If that cannot be read, the observation reports it and `facts["trusted"]` is None. Raises `SmokeFailed`
     (`ca_not_trusted`, or `smoke_login_failed` if no login works now).
     """
-    place = target.trusted_ca_file
-    if place is None:
+    if target.trusted_ca_file is None:
         return Observation(f"{target.name}: cannot be read beforehand", {"target": target.name, "trusted": None})
+    place = str(target.trusted_ca_file)
     ended = _safe_session(target, signer, f"head -c {MAX_CA_FILE} -- {shlex.quote(place)}", within)
     said = _login_facts(target, ended)
     if ended.status == _NO_LOGIN or _certificate(ended.out) is None:
@@ -235,20 +246,15 @@ def login_line(target: Target, role: str, command: str) -> list[str]:
 
     `LocalCommand` runs on this host after the login, with the session's private agent: it shows the certificate.
     """
-    options = {
-        **ssh_options(target),
-        "PermitLocalCommand": "yes",
-        "LocalCommand": "ssh-add -L",
-        "LogLevel": "ERROR",
-    }
-    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    options = {"PermitLocalCommand": "yes", "LocalCommand": "ssh-add -L", "LogLevel": "ERROR"}
     ours = ["-v", "--role", role, "--reason", f"smoke login to {target.name}"]
-    return [sys.executable, "-m", "signer.safe_session", *ours, "ssh", *words, *where(target), command]
+    return [sys.executable, "-m", "signer.safe_session", *ours, *_ssh_line(target, options, command)]
 
 
-def ssh_options(target: Target) -> dict[str, str]:
-    """Options of every connection to a target: no questions, its known host key, nothing forwarded."""
-    return {
+def _ssh_line(target: Target, more: Mapping[str, str], command: str) -> list[str]:
+    """A connection to a target, without the configuration files of user and system: no questions, its known host key,
+    nothing forwarded, and the options of `more`."""
+    options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
         "UserKnownHostsFile": str(target.known_hosts),
@@ -257,12 +263,10 @@ def ssh_options(target: Target) -> dict[str, str]:
         "ConnectTimeout": str(CONNECT_WITHIN),
         "ConnectionAttempts": "1",
         "ClearAllForwardings": "yes",
+        **more,
     }
-
-
-def where(target: Target) -> list[str]:
-    """ssh's arguments for a target; without the configuration files of user and system."""
-    return ["-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host]
+    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    return ["ssh", *words, "-F", "none", "-T", "-p", str(target.port), "-l", target.user, target.host, command]
 
 
 def _safe_session(target: Target, signer: SignerFacts, command: str, within: float) -> CommandResult:
@@ -405,7 +409,6 @@ def certificate_fields(line: str) -> CertificateFields:
 def offer_line(target: Target, certificate: str) -> list[str]:
     """The command of an offer; `certificate` is the name of its file. No agent, identity or token takes part."""
     options = {
-        **ssh_options(target),
         "LogLevel": "DEBUG1",
         "PreferredAuthentications": "publickey",
         "PubkeyAuthentication": "yes",
@@ -414,8 +417,7 @@ def offer_line(target: Target, certificate: str) -> list[str]:
         "IdentityFile": "none",
         "CertificateFile": certificate,
     }
-    words = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
-    return ["ssh", *words, *where(target), "true"]
+    return _ssh_line(target, options, "true")
 
 
 def _offer(target: Target, certificate: str, within: float) -> CommandResult:

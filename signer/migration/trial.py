@@ -20,9 +20,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from signer.api_client import ApiClient, Readiness
 from signer.errors import SignerError, write_hint
@@ -66,7 +66,7 @@ class Trial:
     """A running trial: address, what `/readyz` answers, and container."""
 
     address: str
-    health: Mapping[str, Any]
+    health: Readiness
     container: ContainerState
     _compose: Compose
 
@@ -75,7 +75,12 @@ class Trial:
 
         No token has been sent to it before.
         """
-        check_trial_ca(self.health, ca_fingerprint)
+        if self.health.ca_fingerprint != ca_fingerprint:
+            raise ComposeFailed(
+                "trial_not_ours",
+                f"the trial has the CA {self.health.ca_fingerprint or 'unknown':.60}, expected is {ca_fingerprint}",
+                "compare the key file and the Vault that cutover.toml names with those of the compose files",
+            )
         return ApiClient(self.address, token_file, forwarded_for=CALLER)
 
     def export_ledger(self) -> str:
@@ -88,16 +93,15 @@ class Trial:
 
 
 def trial_project(facts: ComposeFacts) -> str:
-    """The compose project of the trials."""
     return f"{facts.project}-trial"
 
 
-def trial_lines(facts: ComposeFacts, with_overlay: bool = True) -> list[list[str]]:
+def trial_lines(facts: ComposeFacts) -> list[list[str]]:
     """The commands of `trial`, for a plan; the name of the folder is chosen at run time."""
     tried = _facts_on_trial(facts)
     apart = Compose(tried, {}, (_FOLDERS / f"{_folder_prefix(tried)[:-1]}…" / "trial.yaml",))
     return [
-        _create_line(apart, with_overlay),
+        _create_line(apart, with_overlay=True),
         [facts.engine, "start", f"{trial_project(facts)}…"],
         [facts.engine, "rm", "--force", f"{trial_project(facts)}…"],
     ]
@@ -136,21 +140,10 @@ def trial(
         with _guarded(apart, found.id, folder, lives):
             apart.ask((facts.engine, "start", found.id), "the trial's container does not start")
             address = f"unix:{folder}/api.sock"
-            health = asdict(_wait_until_ready(apart, address, mode, deadline))
-            yield Trial(address, health, found, apart)
+            yield Trial(address, _wait_until_ready(apart, address, mode, deadline), found, apart)
     except BaseException:
         remove_trial(apart)
         raise
-
-
-def check_trial_ca(health: Mapping[str, Any], expected: str) -> None:
-    """Raises `ComposeFailed` unless the trial reports the expected CA."""
-    if health.get("ca_fingerprint") != expected:
-        raise ComposeFailed(
-            "trial_not_ours",
-            f"the trial has the CA {health.get('ca_fingerprint', 'unknown')!s:.60}, expected is {expected}",
-            "compare the key file and the Vault that cutover.toml names with those of the compose files",
-        )
 
 
 def _create(apart: Compose, with_overlay: bool, within: float) -> ContainerState:

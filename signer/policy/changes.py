@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from signer.model import Identity, Token
@@ -11,35 +11,18 @@ from signer.policy.decide import Policy
 from signer.units import timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Names that were added, removed, or kept with another meaning; each sorted."""
+def compare_policies(old: Policy, new: Policy) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The roles, identities and tokens that were added, removed, or kept with another meaning; each sorted.
 
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyChanges:
-    """The differences of two policies. A token is shown by its identity and its end, never by its digest."""
-
-    roles: Difference
-    identities: Difference
-    tokens: Difference
-
-
-def compare_policies(old: Policy, new: Policy) -> PolicyChanges:
+    A token is shown by its identity and its end, never by its digest.
+    """
     tokens = _compare(old.tokens, new.tokens)
-    return PolicyChanges(
-        roles=_compare(old.roles, new.roles),
-        identities=_compare(_alone(old.identities), _alone(new.identities)),
-        tokens=Difference(
-            added=_shown(tokens.added, new.tokens),
-            removed=_shown(tokens.removed, old.tokens),
-            changed=_shown(tokens.changed, new.tokens),
-        ),
-    )
+    all_tokens = {**old.tokens, **new.tokens}
+    return {
+        "roles": _compare(old.roles, new.roles),
+        "identities": _compare(_alone(old.identities), _alone(new.identities)),
+        "tokens": {what: _shown(all_tokens[digest] for digest in digests) for what, digests in tokens.items()},
+    }
 
 
 def _alone(identities: Mapping[str, Identity]) -> dict[str, Identity]:
@@ -47,14 +30,13 @@ def _alone(identities: Mapping[str, Identity]) -> dict[str, Identity]:
     return {name: replace(identity, known=frozenset()) for name, identity in identities.items()}
 
 
-def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
-    return Difference(
-        added=tuple(sorted(new.keys() - old.keys())),
-        removed=tuple(sorted(old.keys() - new.keys())),
-        changed=tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name])),
-    )
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        "added": tuple(sorted(new.keys() - old.keys())),
+        "removed": tuple(sorted(old.keys() - new.keys())),
+        "changed": tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name])),
+    }
 
 
-def _shown(digests: tuple[str, ...], tokens: Mapping[str, Token]) -> tuple[str, ...]:
-    found = [tokens[digest] for digest in digests]
-    return tuple(sorted(f"{token.identity} until {timestamp(token.expires)}" for token in found))
+def _shown(tokens: Iterable[Token]) -> tuple[str, ...]:
+    return tuple(sorted(f"{token.identity} until {timestamp(token.expires)}" for token in tokens))

@@ -13,6 +13,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -71,17 +72,14 @@ def _add_entry(text: str, identity: str, name: str, entry: str) -> str:
 def renew_token(text: str, sha256: str, expires: str) -> str:
     """The text with another end of the token that has this digest."""
 
-    def change(identities: Any) -> None:
-        for _, row in _rows(identities):
-            if row["sha256"] == sha256:
-                row["expires"] = _parsed(expires)
+    def change(identities: Any, end: object) -> None:
+        for table in identities.values():
+            for row in table.get("tokens", []):
+                if row["sha256"] == sha256:
+                    row["expires"] = end
 
-    def change_plain(identities: dict[str, Any]) -> None:
-        for _, row in _rows(identities):
-            if row["sha256"] == sha256:
-                row["expires"] = tomllib.loads(f"x = {expires}")["x"]
-
-    return _in_values(text, change, change_plain)
+    plain_end = tomllib.loads(f"x = {expires}")["x"]
+    return _in_values(text, partial(change, end=_parsed(expires)), partial(change, end=plain_end))
 
 
 def remove_tokens(text: str, digests: Collection[str]) -> str:
@@ -186,10 +184,6 @@ def _in_values(text: str, change: Callable[[Any], None], change_plain: Callable[
     except (TOMLKitError, KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise _by_hand() from None
     return _agreed(text, after, lambda data: change_plain(data["identities"]))
-
-
-def _rows(identities: Any) -> list[tuple[str, Any]]:
-    return [(name, row) for name, table in identities.items() for row in table.get("tokens", [])]
 
 
 def _parsed(value: str) -> Any:

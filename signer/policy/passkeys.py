@@ -10,7 +10,6 @@ import base64
 import json
 import re
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from signer.errors import BadFile
 from signer.model import Passkey, hide_tokens
+from signer.ssh.fingerprint import fingerprint_of
 
 MAX_ENROLMENT: Final = 8 * 1024  # bytes of the file; one with an id of 1,023 bytes has 1,800
 MAX_ID: Final = 1023  # bytes, section 4, "Credential ID"
@@ -93,11 +93,6 @@ def load_passkey(der: bytes) -> PasskeyPublicKey:
     return key
 
 
-def passkey_fingerprint(der: bytes) -> str:
-    """`SHA256:` and the base64 SHA-256 of a SubjectPublicKeyInfo, in the form of OpenSSH's fingerprints."""
-    return "SHA256:" + base64.b64encode(sha256(der).digest()).decode().rstrip("=")
-
-
 def read_passkey(name: str, public_key: str, rp: str, origins: list[str]) -> tuple[Passkey | None, list[Problem]]:
     """The passkey of a line's values, and what is wrong with them; no passkey if its id or its key cannot be read."""
     problems: list[Problem] = []
@@ -112,7 +107,7 @@ def read_passkey(name: str, public_key: str, rp: str, origins: list[str]) -> tup
             problems.append(((key,), str(fault)))
     is_readable = not problems
     problems += _place_problems(rp, origins)
-    passkey = Passkey(name, public_key, rp, tuple(origins), passkey_fingerprint(der)) if is_readable else None
+    passkey = Passkey(name, public_key, rp, tuple(origins), fingerprint_of(der)) if is_readable else None
     return passkey, problems
 
 

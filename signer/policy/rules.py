@@ -126,10 +126,6 @@ def _check_key_id(case: Case) -> None:
     case.key_id = asked
 
 
-def _describe_key_id(case: Case) -> str:
-    return f"{case.key_id} ({_source(case.request.key_id, 'generated')})"
-
-
 def _source(asked: object, otherwise: str = "default") -> str:
     return otherwise if asked is None else "requested"
 
@@ -169,10 +165,6 @@ def _check_principals(case: Case) -> None:
                 f"it allows {', '.join(sorted(allowed)[:8])}",
                 {"principal": name},
             )
-
-
-def _describe_principals(case: Case) -> str:
-    return f"{', '.join(case.principals[:8])} ({_source(case.request.principals)})"
 
 
 def _check_ttl(case: Case) -> None:
@@ -220,10 +212,6 @@ def _check_critical_options(case: Case) -> None:
         options["force-command"] = role.force_command
     if role.verify_required:
         options["verify-required"] = ""
-
-
-def _describe_critical_options(case: Case) -> str:
-    return _list_options(case.critical_options)
 
 
 def _check_source_address(case: Case) -> None:
@@ -322,10 +310,6 @@ def _check_reason(case: Case) -> None:
         )
 
 
-def _describe_reason(case: Case) -> str:
-    return "given" if case.request.reason else "none, not required"
-
-
 def _is_letter_or_digit(character: str) -> bool:
     return unicodedata.category(character)[0] in "LN" and character not in _BLANK_LETTERS
 
@@ -346,10 +330,6 @@ def _check_limits(case: Case) -> None:
             f"the first of them expires in {usage.live_frees_in} s",
             {"retry_after_s": usage.live_frees_in},
         )
-
-
-def _describe_limits(case: Case) -> str:
-    return f"{case.usage.last_minute} in the last minute, {case.usage.live} live"
 
 
 def _check_approval(case: Case) -> None:
@@ -373,15 +353,19 @@ def _describe_approval(case: Case) -> str:
 RULE_KEY: Final = Rule("key", _check_key, _describe_key)
 RULES: Final = (
     RULE_KEY,
-    Rule("key id", _check_key_id, _describe_key_id),
+    Rule("key id", _check_key_id, lambda case: f"{case.key_id} ({_source(case.request.key_id, 'generated')})"),
     Rule("certificate type", _check_certificate_type, lambda _: "user"),
-    Rule("principals", _check_principals, _describe_principals),
+    Rule(
+        "principals",
+        _check_principals,
+        lambda case: f"{', '.join(case.principals[:8])} ({_source(case.request.principals)})",
+    ),
     Rule("ttl", _check_ttl, _describe_ttl),
-    Rule("critical options", _check_critical_options, _describe_critical_options),
+    Rule("critical options", _check_critical_options, lambda case: _list_options(case.critical_options)),
     Rule("source address", _check_source_address, _describe_source_address),
     Rule("extensions", _check_extensions, _describe_extensions),
-    Rule("reason", _check_reason, _describe_reason),
-    Rule("limits", _check_limits, _describe_limits),
+    Rule("reason", _check_reason, lambda case: "given" if case.request.reason else "none, not required"),
+    Rule("limits", _check_limits, lambda case: f"{case.usage.last_minute} in the last minute, {case.usage.live} live"),
     Rule("approval", _check_approval, _describe_approval),
 )
 CHECKS: Final = tuple(rule.check for rule in RULES)

@@ -13,19 +13,15 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Final
 
 import msgspec
 
 from signer.errors import BadRequest, NotAuthenticated
 from signer.model import BACKENDS, REQUEST_STATES, Assertion, Caller, EventFilter, Filter, Revocation, SignRequest
-from signer.protocol.approval_requests import ApproveBody, ClaimBody, CloseBody, DenyBody, EndBody, WithdrawBody
-from signer.protocol.bodies import read_body_as
-from signer.protocol.freeze_request import FreezeBody
-from signer.protocol.host_request import MAX_HOST_NAME, HostKeysBody
-from signer.protocol.operations import OperationBody, read_digest, read_operation
-from signer.protocol.revocation_request import RevokeBody, read_revocation
+from signer.protocol import bodies
+from signer.protocol.operations import OperationBody, read_digest
 from signer.protocol.sign_request import MAX_BODY, decode_body, read_native_sign, read_vault_sign, vault_sign_warnings
 
 MAX_HEADER: Final = 16 * 1024  # bytes
@@ -40,6 +36,7 @@ HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
 _Version = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Peer = Annotated[str, msgspec.Meta(max_length=MAX_ADDRESS)]
 _Fetches = Annotated[list[tuple[str, _Peer, _Version]], msgspec.Meta(max_length=MAX_FETCHES)]
+_Field = Callable[[dict[str, Any], str], object]  # reads a field of a header, by its name
 _REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
@@ -282,7 +279,7 @@ class AddHostKeys(_Sent, frozen=True):
 class RemoveHostKeys(_Sent, frozen=True):
     """Take a host off the list."""
 
-    name: str
+    host: str
 
 
 class ListHostKeys(_Sent, frozen=True):
@@ -296,17 +293,14 @@ AboutIdentities = ListLive | ListIdentities | ShowIdentity
 AboutRequest = (
     ShowRequest | ListRequests | Approve | Deny | Withdraw | ListWaivers | EndWaiver | ListIncidents | CloseIncident
 )
+OfWholeLedger = ShowHead | ListEntries | ListEvents | ShowActivity | ListOperations
 LedgerQuery = (
-    ListCertificates
+    OfWholeLedger
+    | ListCertificates
     | ShowCertificate
     | PreviewRevocation
     | ListRevocations
-    | ShowHead
-    | ListEntries
-    | ListEvents
-    | ShowActivity
     | ListFreezes
-    | ListOperations
     | ListRoles
     | ShowRole
     | ShowCaller
@@ -327,6 +321,9 @@ Command = (
     | AboutRequest
     | Query
 )
+
+
+_Reader = Callable[[dict[str, Any], bytes, Caller], Command]
 
 
 def read_command(
@@ -446,7 +443,7 @@ def _read_text(header: dict[str, Any], key: str, maximum: int = 256) -> str:
     return value
 
 
-def _read_integer(header: dict[str, Any], key: str, default: int | None, maximum: int = 2**63 - 1) -> int | None:
+def _read_integer(header: dict[str, Any], key: str, default: int | None = None, maximum: int = 2**63 - 1) -> int | None:
     value = header.get(key, default)
     if value is None:
         return None
@@ -487,7 +484,7 @@ def _read_list(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
         principal=_optional_text(header, "principal"),
         fingerprint=_optional_text(header, "fingerprint"),
         backend=_read_choice(header, "backend", BACKENDS),
-        before=_read_integer(header, "before", None),
+        before=_read_integer(header, "before"),
         limit=_read_limit(header),
     )
     return ListCertificates(caller, wanted, header.get("active") is True)
@@ -504,148 +501,127 @@ def _read_choice(header: dict[str, Any], key: str, choices: tuple[str, ...]) -> 
     return value
 
 
-def _read_limit(header: dict[str, Any], default: int = 50) -> int:
-    return _read_integer(header, "limit", default, MAX_PAGE) or 1
+def _read_limit(header: dict[str, Any], key: str = "limit", default: int = 50) -> int:
+    return _read_integer(header, key, default, MAX_PAGE) or 1
+
+
+def _read_serial(header: dict[str, Any], key: str) -> int:
+    serial = _read_integer(header, key, maximum=2**64 - 1)
+    if serial is None:
+        raise _bad_message(key)
+    return serial
+
+
+def _read_evidence(header: dict[str, Any], key: str) -> str | None:
+    return None if header.get(key) is None else read_digest(_read_text(header, key))
 
 
 def _read_record(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
     fields = decode_body(body)
     try:
-        return RecordOperation(caller, read_operation(fields))
+        return RecordOperation(caller, bodies.read_body_as(OperationBody, fields))
     except BadRequest as fault:
         return RecordOperation(caller, fault)
 
 
-def _read_operations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    evidence = None if header.get("evidence") is None else read_digest(_read_text(header, "evidence"))
-    return ListOperations(caller, evidence, _read_integer(header, "before", None), _read_limit(header))
-
-
 def _read_entries(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    return ListEntries(caller, _read_integer(header, "after", 0) or 0, _read_limit(header, MAX_PAGE))
+    return ListEntries(caller, _read_integer(header, "after", 0) or 0, _read_limit(header, default=MAX_PAGE))
 
 
 def _read_events(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
     wanted = EventFilter(
         kind=_optional_text(header, "kind"),
         identity=_optional_text(header, "identity"),
-        since=_read_integer(header, "since", None),
-        before=_read_integer(header, "before", None),
+        since=_read_integer(header, "since"),
+        before=_read_integer(header, "before"),
         only_others=header.get("only_others") is True,
         limit=_read_limit(header),
     )
     return ListEvents(caller, wanted)
 
 
-def _read_identities(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    part, after = _optional_text(header, "part"), _optional_text(header, "after")
-    return ListIdentities(caller, part, after, _read_limit(header))
-
-
-def _read_show(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    serial = _read_integer(header, "serial", None, 2**64 - 1)
-    if serial is None:
-        raise _bad_message("serial")
-    return ShowCertificate(caller, serial)
+def _read_preview(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
+    return PreviewRevocation(caller, bodies.read_revocation(_read_text(header, "by"), _read_text(header, "value")))
 
 
 def _read_freeze(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    asked = read_body_as(FreezeBody, decode_body(body))
+    asked = bodies.read_body_as(bodies.FreezeBody, decode_body(body))
     return Freeze(caller, asked.scope, asked.reason, asked.seconds())
 
 
 def _read_revoke(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    asked = read_body_as(RevokeBody, decode_body(body))
-    return Revoke(caller, asked.revocation(), asked.reason)
-
-
-def _read_preview(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    return PreviewRevocation(caller, read_revocation(_read_text(header, "by"), _read_text(header, "value")))
-
-
-def _read_revocations(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    return ListRevocations(caller, _read_integer(header, "before", None), _read_limit(header))
-
-
-def _read_requests(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    state = _read_choice(header, "state", REQUEST_STATES)
-    return ListRequests(caller, state, _optional_text(header, "identity"), _optional_text(header, "before"))
+    asked = bodies.read_body_as(bodies.RevokeBody, decode_body(body))
+    return Revoke(caller, bodies.read_revocation(asked.by, asked.value), asked.reason)
 
 
 def _read_claim(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    asked = read_body_as(ClaimBody, decode_body(body))
+    asked = bodies.read_body_as(bodies.ClaimBody, decode_body(body))
     return Claim(caller, _read_text(header, "request"), asked.public_key, asked.claim_secret)
 
 
 def _read_approve(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    asked = read_body_as(ApproveBody, decode_body(body))
+    asked = bodies.read_body_as(bodies.ApproveBody, decode_body(body))
     waiver = None if asked.waiver is None else (asked.waiver.until, asked.waiver.uses)
     return Approve(caller, _read_text(header, "request"), asked.evidence(), waiver)
 
 
-def _read_deny(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    return Deny(caller, _read_text(header, "request"), read_body_as(DenyBody, decode_body(body)).reason)
-
-
-def _read_withdraw(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    read_body_as(WithdrawBody, decode_body(body))
-    return Withdraw(caller, _read_text(header, "request"))
-
-
-def _read_end_waiver(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    return EndWaiver(caller, _read_text(header, "waiver"), read_body_as(EndBody, decode_body(body)).reason)
-
-
-def _read_close(header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    return CloseIncident(caller, _read_text(header, "incident"), read_body_as(CloseBody, decode_body(body)).reference)
-
-
 def _read_add_host(_header: dict[str, Any], body: bytes, caller: Caller) -> Command:
-    asked = read_body_as(HostKeysBody, decode_body(body))
+    asked = bodies.read_body_as(bodies.HostKeysBody, decode_body(body))
     principals = None if asked.principals is None else tuple(asked.principals)
     return AddHostKeys(caller, asked.name, tuple(asked.addresses), tuple(asked.keys), asked.replace, principals)
 
 
-def _read_hosts(header: dict[str, Any], _body: bytes, caller: Caller) -> Command:
-    return ListHostKeys(caller, _optional_text(header, "after", MAX_HOST_NAME))
+def _reader(command: Callable[..., Command], body: type[bodies.Body] | None = None, /, **fields: _Field) -> _Reader:
+    """The reader of a command that consists of these fields of the header, and of all those of its body."""
+
+    def read(header: dict[str, Any], raw: bytes, caller: Caller) -> Command:
+        asked = {} if body is None else dict(bodies.read_body_as(body, decode_body(raw)))
+        return command(caller, **{name: take(header, name) for name, take in fields.items()}, **asked)
+
+    return read
 
 
-_READERS: Final[dict[str, Callable[[dict[str, Any], bytes, Caller], Command]]] = {
+_READERS: Final[dict[str, _Reader]] = {
     "sign": _read_sign,
     "explain": _read_explain,
     "freeze": _read_freeze,
-    "unfreeze": lambda header, _body, caller: Unfreeze(caller, _read_text(header, "scope")),
+    "unfreeze": _reader(Unfreeze, scope=_read_text),
     "revoke": _read_revoke,
     "preview_revocation": _read_preview,
-    "revocations": _read_revocations,
+    "revocations": _reader(ListRevocations, before=_read_integer, limit=_read_limit),
     "record": _read_record,
-    "operations": _read_operations,
+    "operations": _reader(ListOperations, evidence=_read_evidence, before=_read_integer, limit=_read_limit),
     "certificates": _read_list,
-    "certificate": _read_show,
-    "head": lambda _header, _body, caller: ShowHead(caller),
+    "certificate": _reader(ShowCertificate, serial=_read_serial),
+    "head": _reader(ShowHead),
     "entries": _read_entries,
     "events": _read_events,
-    "activity": lambda _header, _body, caller: ShowActivity(caller),
-    "live": lambda _header, _body, caller: ListLive(caller),
-    "identities": _read_identities,
-    "identity": lambda header, _body, caller: ShowIdentity(caller, _read_text(header, "identity")),
-    "freezes": lambda _header, _body, caller: ListFreezes(caller),
-    "roles": lambda _header, _body, caller: ListRoles(caller),
-    "role": lambda header, _body, caller: ShowRole(caller, _read_text(header, "role")),
-    "request": lambda header, _body, caller: ShowRequest(caller, _read_text(header, "request")),
-    "requests": _read_requests,
+    "activity": _reader(ShowActivity),
+    "live": _reader(ListLive),
+    "identities": _reader(ListIdentities, part=_optional_text, after=_optional_text, limit=_read_limit),
+    "identity": _reader(ShowIdentity, identity=_read_text),
+    "freezes": _reader(ListFreezes),
+    "roles": _reader(ListRoles),
+    "role": _reader(ShowRole, role=_read_text),
+    "request": _reader(ShowRequest, request=_read_text),
+    "requests": _reader(
+        ListRequests,
+        state=partial(_read_choice, choices=REQUEST_STATES),
+        identity=_optional_text,
+        before=_optional_text,
+    ),
     "claim": _read_claim,
     "approve": _read_approve,
-    "deny": _read_deny,
-    "withdraw": _read_withdraw,
-    "waivers": lambda _header, _body, caller: ListWaivers(caller),
-    "end_waiver": _read_end_waiver,
+    "deny": _reader(Deny, bodies.DenyBody, request=_read_text),
+    "withdraw": _reader(Withdraw, bodies.WithdrawBody, request=_read_text),
+    "waivers": _reader(ListWaivers),
+    "end_waiver": _reader(EndWaiver, bodies.EndBody, waiver=_read_text),
     "incidents": lambda header, _body, caller: ListIncidents(caller, header.get("state") == "all"),
-    "close_incident": _read_close,
-    "host_keys": _read_hosts,
+    "close_incident": _reader(CloseIncident, bodies.CloseBody, incident=_read_text),
+    "host_keys": _reader(ListHostKeys, after=partial(_optional_text, maximum=bodies.MAX_HOST_NAME)),
     "add_host_keys": _read_add_host,
-    "remove_host_keys": lambda header, _body, caller: RemoveHostKeys(caller, _read_text(header, "host", MAX_HOST_NAME)),
-    "sign_in": lambda _header, _body, caller: SignIn(caller),
-    "sign_out": lambda _header, _body, caller: SignOut(caller),
-    "whoami": lambda _header, _body, caller: ShowCaller(caller),
+    "remove_host_keys": _reader(RemoveHostKeys, host=partial(_read_text, maximum=bodies.MAX_HOST_NAME)),
+    "sign_in": _reader(SignIn),
+    "sign_out": _reader(SignOut),
+    "whoami": _reader(ShowCaller),
 }

@@ -123,7 +123,6 @@ _to_keeper: Final = msgspec.json.Decoder(ToKeeper)
 
 
 def encode(message: ToSender | ToKeeper) -> bytes:
-    """One message."""
     return _encoder.encode(message)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from signer.errors import BadRequest
 from signer.model import Caller, Entry, Event, Identity
-from signer.protocol.bodies import Body, Reason, read_body_as
+from signer.protocol.bodies import Body, Reason
 from signer.units import timestamp
 
 KIND: Final = "operation.recorded"
@@ -35,11 +35,6 @@ class OperationBody(Body):
     reason: Reason = ""
 
 
-def read_operation(fields: dict[str, Any]) -> OperationBody:
-    """Validates a decoded body; raises `BadRequest` that names the first invalid field."""
-    return read_body_as(OperationBody, fields)
-
-
 def read_digest(text: str) -> str:
     """Validates the digest of a query; raises `BadRequest`."""
     if re.fullmatch(DIGEST, text) is None:
@@ -48,20 +43,8 @@ def read_digest(text: str) -> str:
 
 
 def operation_event(body: OperationBody, identity: Identity, caller: Caller) -> Event:
-    """The event of an operation."""
-    return Event(
-        "operation.recorded",
-        identity.name,
-        {
-            "operation": body.operation,
-            "outcome": body.outcome,
-            "plan": body.plan,
-            "evidence": body.evidence,
-            "reason": body.reason,
-            "address": caller.address or "",
-            "request_id": caller.request_id,
-        },
-    )
+    sender = {"address": caller.address or "", "request_id": caller.request_id}
+    return Event("operation.recorded", identity.name, {**body.model_dump(), **sender})
 
 
 def cut_over_at(entries: Iterable[Entry], before: int | None = None) -> int | None:

@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from itertools import chain
 from typing import Annotated, Any, Final
-from urllib.parse import unquote_plus
+from urllib.parse import parse_qs
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -138,24 +138,12 @@ def is_form(content_type: str) -> bool:
 
 def _read_form(text: str) -> dict[str, Any]:
     """Decodes a form as Go's url.ParseQuery does; the values of a repeated field are joined with commas."""
-    fields: dict[str, str] = {}
-    repeated: dict[str, list[str]] = {}
-    for pair in text.split("&"):
-        if not pair:
-            continue
-        if ";" in pair or _BAD_PERCENT.search(pair):
-            raise BadRequest(
-                "form_malformed",
-                "the form cannot be parsed",
-                "send a JSON object",
-                {"vault": "error parsing form data"},
-            )
-        name, _, value = (unquote_plus(part, errors="surrogateescape") for part in pair.partition("="))
-        if name not in fields:
-            fields[name] = value
-        else:
-            repeated.setdefault(name, [fields[name]]).append(value)
-    return fields | {name: ",".join(values) for name, values in repeated.items()}
+    if ";" in text or _BAD_PERCENT.search(text):
+        raise BadRequest(
+            "form_malformed", "the form cannot be parsed", "send a JSON object", {"vault": "error parsing form data"}
+        )
+    fields = parse_qs(text, keep_blank_values=True, errors="surrogateescape")
+    return {name: ",".join(values) for name, values in fields.items()}
 
 
 def body_too_large() -> BadRequest:
@@ -392,13 +380,7 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     try:
         body = SignBody.model_validate(numbers)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = well_formed(".".join(str(part) for part in first["loc"][:1]))[:64]
-        raise BadRequest(
-            "field_malformed",
-            f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}",
-            "see /api/openapi.json",
-        ) from None
+        raise malformed_field(error, 1) from None
     asked = SignRequest(
         role=role,
         public_key=well_formed(body.public_key),
@@ -414,6 +396,14 @@ def read_native_sign(role: str, fields: dict[str, Any]) -> SignRequest:
     )
     _refuse_tokens(asked)
     return asked
+
+
+def malformed_field(error: ValidationError, depth: int | None = None) -> BadRequest:
+    """The error that names the first invalid field, by at most `depth` parts of its path."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = well_formed(".".join(str(part) for part in first["loc"][:depth]))[:64]
+    text = f"field {where!a}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return BadRequest("field_malformed", text, "see /api/openapi.json")
 
 
 _WHOLE: Final = re.compile(r"-?\d{1,18}", re.ASCII)

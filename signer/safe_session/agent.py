@@ -24,12 +24,11 @@ from signer.errors import Unavailable
 from signer.ssh.agent import check_reply, reply_length
 
 _WATCH = 'echo "$SSH_AGENT_PID"; read -r _; kill "$SSH_AGENT_PID"; rm -rf -- "${SSH_AUTH_SOCK%/*}"'
-_PROGRAMS = "bin"  # folder of the wrappers, inside the private one
-_HOSTS = "hosts"  # folder of the list of host keys, there too
 _FALLBACK_FOLDER = "/tmp"  # noqa: S108 -- for a folder made by mkdir(2), 0700, with a random name
 _MAX_FOLDER = 107 - len("/safe-session-0123456789abcdef/agent")  # sun_path of unix(7)
 _PR_SET_CHILD_SUBREAPER = 36
 _SECONDS_FOR_REPLY = 5.0
+_PIECE = 65536  # bytes read at once
 _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/")
 
 
@@ -44,8 +43,8 @@ class PrivateAgent:
         self._folder = f"{_private_folder()}/safe-session-{os.urandom(8).hex()}"
         self.socket = f"{self._folder}/agent"
         self.relay = f"{self._folder}/relay"
-        self.programs = f"{self._folder}/{_PROGRAMS}"
-        self.hosts = f"{self._folder}/{_HOSTS}"
+        self.programs = f"{self._folder}/bin"
+        self.hosts = f"{self._folder}/hosts"
         self._agent = 0
         # Close-on-exec (Python's default): the session's command must not inherit the writing end, or the shell would
         # not notice that this process is dead.
@@ -95,7 +94,10 @@ class PrivateAgent:
             connection.settimeout(_SECONDS_FOR_REPLY)
             connection.connect(self.socket)
             connection.sendall(message)
-            check_reply(_receive(connection, reply_length(_receive(connection, 4))))
+            reply = read_message(connection)
+            if not reply:
+                raise ConnectionError
+            check_reply(reply[4:])
         except OSError as error:
             raise Unavailable(
                 "agent_lost",
@@ -197,11 +199,17 @@ def _kill_and_reap(*pids: int) -> None:
             pass  # already reaped, or not a child of this process
 
 
-def _receive(connection: _socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = connection.recv(count - len(data))
+def read_message(connection: _socket.socket) -> bytes:
+    """A message of the agent's protocol with its length in front; b"" at the end of the stream.
+
+    Raises `BadFormat` for a length over the protocol's."""
+    data = bytearray()
+    wanted = 4
+    while len(data) < wanted:
+        piece = connection.recv(min(_PIECE, wanted - len(data)))
         if not piece:
-            raise ConnectionError
+            return b""
         data += piece
-    return data
+        if len(data) == 4 and wanted == 4:
+            wanted += reply_length(bytes(data))
+    return bytes(data)

@@ -43,11 +43,6 @@ class HumanRequest:
     """A request to humans as the service shows it. `frozen` is what they approve, whole; `presence` is true while the
     asker's own signature is missing, which one of `presence_keys` (lines of authorized_keys) gives."""
 
-    __slots__ = (
-        "approvers", "denied_by", "digest", "expires", "frozen", "given_by", "presence", "presence_keys", "request",
-        "retry_after", "state", "told", "why",
-    )  # fmt: skip
-
     def __init__(self, fields: dict[str, object], place: str) -> None:
         """Raises `BadFormat`."""
         request, state, frozen = fields.get("request"), fields.get("state"), fields.get("frozen")
@@ -212,7 +207,13 @@ def await_certificate(
         seconds = line.seconds()
         if not claim.is_kept and seconds == 0:
             withdraw(settings, asked.request)
-            raise _no_place()
+            raise BadSettings(
+                "claim_folder_missing",
+                "the role needs a human's approval, and there is no private folder in memory for the secret that claims"
+                " the certificate later; the request is withdrawn",
+                "wait in the same command with --wait 10m, or set XDG_RUNTIME_DIR to a folder of yours on a tmpfs, mode"
+                " 0700",
+            )
         line.show()
         # 2
         if asked.presence and asked.state == "pending":
@@ -291,15 +292,6 @@ def withdraw(settings: Settings, request: str) -> None:
         send(settings.server, "POST", f"/api/requests/{request}/withdraw", b"{}", seconds=_SECONDS_TO_WITHDRAW)
     except SignerError:
         pass  # the service is away, or the request is over
-
-
-def _no_place() -> BadSettings:
-    return BadSettings(
-        "claim_folder_missing",
-        "the role needs a human's approval, and there is no private folder in memory for the secret that claims the"
-        " certificate later; the request is withdrawn",
-        "wait in the same command with --wait 10m, or set XDG_RUNTIME_DIR to a folder of yours on a tmpfs, mode 0700",
-    )
 
 
 # --- what a person sees ----------------------------------------------------------------------------------------------

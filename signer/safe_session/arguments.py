@@ -42,11 +42,6 @@ class Invocation:
     remote command, and `sets_persist` says that ssh's options have a ControlPersist. `wait` is in seconds, None if not
     given; `request` is the id that `wait` and `withdraw` are for."""
 
-    __slots__ = (
-        "asks_ssh", "command", "exact", "json", "no_wait", "principals", "reason", "remote", "request", "role",
-        "sets_persist", "sign_key", "ttl", "verb", "verbose", "wait",
-    )  # fmt: skip
-
     def __init__(self) -> None:
         self.verb = ""
         self.command: list[str] = []

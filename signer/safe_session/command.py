@@ -69,7 +69,6 @@ def ssh_command(words: list[str], *, may_persist: bool = True) -> list[str]:
 
 
 def option_words(*, may_persist: bool) -> list[str]:
-    """The session's options for ssh's command line."""
     options = SSH_OPTIONS if may_persist else (*SSH_OPTIONS, NO_PERSIST)
     return [part for name, value in options for part in ("-o", f"{name}={value}")]
 

@@ -11,18 +11,19 @@ import _socket  # not `socket`: its enums cost 15 ms
 import time
 
 from signer.address import Address, NoListener, check_scheme, check_server
-from signer.errors import BadFormat, Unavailable
+from signer.errors import BadFormat, SignerError, Unavailable
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SECONDS_FOR_ALL = 10.0
 MAX_RESPONSE = 64 * 1024
 _MAX_INTERIM = 8  # responses with status 1xx before the final one
 _SECONDS_PER_TICK = 1.0
 _SETTING = "SAFE_SESSION_ADDR"
+_BAD_CHUNKS = "an incomplete chunked body"
 _TLS_ALERT = b"\x15"  # TLSPlaintext.type of RFC 8446 section 5.1
 
 
@@ -34,8 +35,6 @@ class Server:
     """Where requests go: `token` is a secret that no repr shows; `trusted` are the uids that may listen at a plain http
     address."""
 
-    __slots__ = ("address", "token", "trusted")
-
     def __init__(self, address: Address, token: str, trusted: frozenset[int]) -> None:
         self.address = address
         self.token = token
@@ -44,8 +43,6 @@ class Server:
 
 class HttpResponse:
     """A complete HTTP response; `headers` by lower-case name."""
-
-    __slots__ = ("body", "headers", "status")
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status = status
@@ -80,7 +77,6 @@ def send(
         f"Accept-Encoding: identity\r\nUser-Agent: safe-session\r\nContent-Length: {len(body)}\r\n"
         "Connection: close\r\n\r\n"
     )
-    raw = b""
     try:
         connection = _connect(address, deadline, server.trusted)
         try:
@@ -89,7 +85,11 @@ def send(
                 check_server(connection.family, number, port, server.trusted, _SETTING)
             connection.settimeout(_left(deadline))
             connection.sendall(head.encode("ascii") + body)
-            raw = _read_all(connection, deadline, largest, tick)
+            incoming = Incoming(lambda: _receive(connection, deadline, tick), address.text, largest)
+            try:
+                response: HttpResponse | SignerError = read_response(incoming)
+            except (BadFormat, NoResponse) as error:
+                response = error
         finally:
             connection.close()
     except TimeoutError:
@@ -103,9 +103,11 @@ def send(
             check_scheme(address, _SETTING)
         raise _connection_error(address, error) from None
     # A TLS server ends a connection of plain http, with or without an alert; nginx sends a page.
-    if not raw or raw[:1] == _TLS_ALERT or raw[:12] in (b"HTTP/1.1 400", b"HTTP/1.0 400"):
+    if incoming.begins_with(b"", _TLS_ALERT, b"HTTP/1.1 400", b"HTTP/1.0 400"):
         check_scheme(address, _SETTING)
-    return parse_response(raw, address.text, largest)
+    if isinstance(response, HttpResponse):
+        return response
+    raise response
 
 
 def _left(deadline: float) -> float:
@@ -160,146 +162,122 @@ def _may_be_other_scheme(error: OSError) -> bool:
     return isinstance(error, (ConnectionResetError, BrokenPipeError))
 
 
-def _read_all(
-    connection: _socket.socket | ssl.SSLSocket,
-    deadline: float,
-    largest: int = MAX_RESPONSE,
-    tick: Callable[[], None] | None = None,
-) -> bytes:
-    """Reads to the end of the response or of the stream; at most `largest` bytes and one read more."""
-    raw = bytearray()
-    framing = _Framing(largest)
-    while len(raw) <= largest and not framing.is_complete(raw):
+def _receive(connection: _socket.socket | ssl.SSLSocket, deadline: float, tick: Callable[[], None] | None) -> bytes:
+    """The next piece, b"" at the end of the stream."""
+    while True:
         left = _left(deadline)
         connection.settimeout(left if tick is None else min(left, _SECONDS_PER_TICK))
         try:
-            piece = connection.recv(16384)
+            return connection.recv(16384)
         except TimeoutError:
             if tick is None:
                 raise
             tick()
-            continue
-        if not piece:
-            break
-        raw += piece
-    return bytes(raw)
 
 
-class _Framing:
-    """Finds the end of a response in the bytes so far. Looks at each byte once, as a response may arrive byte by byte.
-    Judges nothing: malformed bytes may have no end, and `parse_response` rejects them."""
+class Incoming:
+    """A response of at most `largest` bytes from `place`, in the pieces that `receive` returns, b"" at its end.
 
-    def __init__(self, largest: int) -> None:
-        self._largest = largest
-        self._at = 0  # a head, or a line of a chunked body, begins here
-        self._seen = 0  # and does not end before here
-        self._end: int | None = None  # of the response
-        self._in_chunks = self._in_trailer = False
-
-    def is_complete(self, raw: bytearray) -> bool:
-        while self._end is None and self._advance(raw):
-            pass
-        return self._end is not None and len(raw) >= self._end
-
-    def _advance(self, raw: bytearray) -> bool:
-        """Reads one head or line; False if it is not complete yet."""
-        mark = b"\r\n" if self._in_chunks else b"\r\n\r\n"
-        end = raw.find(mark, max(self._seen, self._at))
-        if end < 0:
-            self._seen = len(raw) - len(mark) + 1
-            return False
-        piece, self._at = bytes(raw[self._at : end]), end + len(mark)
-        if self._in_chunks:
-            self._read_line(piece)
-        else:
-            self._read_head(piece.lower())
-        return True
-
-    def _read_head(self, head: bytes) -> None:
-        if head[:10] == b"http/1.1 1":
-            return  # an interim response; another head follows
-        self._end = self._largest + 1  # unless the head announces one, the response ends with the stream
-        for line in head.split(b"\r\n"):
-            name, _, value = line.partition(b":")
-            value = value.strip()
-            if name == b"transfer-encoding":
-                self._in_chunks, self._end = True, None
-                return
-            if name == b"content-length" and value.isdigit() and len(value) < 8:
-                self._end = self._at + int(value)
-
-    def _read_line(self, line: bytes) -> None:
-        size = 0 if self._in_trailer else _chunk_size(line)
-        if size is None or (self._in_trailer and not line):
-            self._end = self._at
-        elif size == 0:
-            self._in_trailer = True
-        else:
-            self._at += size + 2
-
-
-def _chunk_size(line: bytes) -> int | None:
-    """The size in the line of a chunk (RFC 9112 section 7.1), None if it is not valid or above seven digits."""
-    digits = line.partition(b";")[0].rstrip(b" \t")
-    if not digits or len(digits) > 7 or digits.strip(b"0123456789abcdefABCDEF"):
-        return None
-    return int(digits, 16)
-
-
-def parse_response(raw: bytes, place: str, largest: int = MAX_RESPONSE) -> HttpResponse:
-    """Parses a response (RFC 9112), after any interim ones. Errors name `place`.
-
-    Raises `NoResponse` for no bytes at all, `BadFormat` for anything but one complete response of valid size.
+    Looks at each byte once, as they may arrive one by one. Raises `BadFormat` for one that ends too early or is too
+    large, `NoResponse` if nothing arrives at all.
     """
-    if not raw:
-        raise NoResponse(
-            "service_closed", f"the signing service at {place} closed the connection without a response", _CHECK
-        )
-    if len(raw) > largest:
-        raise unexpected_response(place, f"more than {largest // 1024} KiB")
+
+    def __init__(self, receive: Callable[[], bytes], place: str, largest: int = MAX_RESPONSE) -> None:
+        self._receive = receive
+        self.place = place
+        self._largest = largest
+        self._raw = bytearray()
+        self._at = 0  # what is before it was taken
+
+    def begins_with(self, *starts: bytes) -> bool:
+        """True if it has begun with one of these, b"" for nothing at all."""
+        return any(self._raw.startswith(start) if start else not self._raw for start in starts)
+
+    def until(self, mark: bytes, without: str) -> bytes:
+        """Takes what is before `mark`, and `mark`; `without` says what the response is that lacks it."""
+        seen = self._at
+        while (end := self._raw.find(mark, seen)) < 0:
+            seen = max(self._at, len(self._raw) - len(mark) + 1)
+            self._need_more(without)
+        piece, self._at = bytes(self._raw[self._at : end]), end + len(mark)
+        return piece
+
+    def exactly(self, size: int) -> bytes:
+        while (found := len(self._raw) - self._at) < size:
+            self._need_more(f"{found} of {size} bytes")
+        self._at += size
+        return bytes(self._raw[self._at - size : self._at])
+
+    def rest(self) -> bytes:
+        """Takes all to the end of the stream."""
+        while self._has_more():
+            pass
+        return self.exactly(len(self._raw) - self._at)
+
+    def end(self) -> None:
+        """Raises `BadFormat` if more has arrived than was taken."""
+        if len(self._raw) > self._at:
+            raise unexpected_response(self.place, "more than its head announces")
+
+    def _need_more(self, otherwise: str) -> None:
+        if self._has_more():
+            return
+        if not self._raw:
+            text = f"the signing service at {self.place} closed the connection without a response"
+            raise NoResponse("service_closed", text, _CHECK)
+        raise unexpected_response(self.place, otherwise)
+
+    def _has_more(self) -> bool:
+        piece = self._receive()
+        self._raw += piece
+        if len(self._raw) > self._largest:
+            raise unexpected_response(self.place, f"more than {self._largest // 1024} KiB")
+        return bool(piece)
+
+
+def read_response(incoming: Incoming) -> HttpResponse:
+    """One response (RFC 9112), after any interim ones; raises as `Incoming`, and `BadFormat` for anything else."""
     for _ in range(_MAX_INTERIM + 1):
-        head, gap, body = raw.partition(b"\r\n\r\n")
-        lines = head.decode("latin-1").split("\r\n")
+        lines = incoming.until(b"\r\n\r\n", "not HTTP").decode("latin-1").split("\r\n")
         words = lines[0].split(" ", 2)
         status = words[1] if len(words) > 1 else ""
-        if not (gap and words[0].startswith("HTTP/1.") and len(status) == 3 and status.isascii() and status.isdigit()):
-            raise unexpected_response(place, "not HTTP")
+        if not (words[0].startswith("HTTP/1.") and len(status) == 3 and status.isascii() and status.isdigit()):
+            raise unexpected_response(incoming.place, "not HTTP")
         if status[0] != "1":
             break
-        raw = body
     else:
-        raise unexpected_response(place, f"more than {_MAX_INTERIM} interim responses")
+        raise unexpected_response(incoming.place, f"more than {_MAX_INTERIM} interim responses")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-    coding = headers.get("transfer-encoding")
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
     if coding is not None:
-        if coding.lower() != "chunked" or "content-length" in headers:
-            raise unexpected_response(place, f"a body in transfer encoding {coding[:40]}")
-        return HttpResponse(int(status), headers, _join_chunks(body, place))
-    length = headers.get("content-length", str(len(body)))
-    if length != str(len(body)):
-        raise unexpected_response(place, f"{len(body)} of {length[:8]} bytes")
+        if coding.lower() != "chunked" or length is not None:
+            raise unexpected_response(incoming.place, f"a body in transfer encoding {coding[:40]}")
+        body = b"".join(_chunks(incoming))
+    elif length is None:
+        body = incoming.rest()
+    elif length.isascii() and length.isdigit() and len(length) < 8:
+        body = incoming.exactly(int(length))
+    else:
+        raise unexpected_response(incoming.place, f"a body of {length[:8]} bytes")
+    incoming.end()
     return HttpResponse(int(status), headers, body)
 
 
-def _join_chunks(raw: bytes, place: str) -> bytes:
-    """The body in `raw`, which holds all chunks and the trailer (RFC 9112 section 7.1) and nothing after them."""
-    pieces: list[bytes] = []
-    at = 0
-    while (end := raw.find(b"\r\n", at)) >= 0:
-        size = _chunk_size(raw[at:end])
-        if size is None:
-            break
-        at = end + 2
-        if size == 0:
-            if raw[at:] == b"\r\n" or (raw.find(b"\r\n\r\n", at) == len(raw) - 4 and len(raw) >= at + 4):
-                return b"".join(pieces)
-            break
-        pieces.append(raw[at : at + size])
-        at += size
-        if raw[at : at + 2] != b"\r\n":
-            break
-        at += 2
-    raise unexpected_response(place, "an incomplete chunked body")
+def _chunks(incoming: Incoming) -> Iterator[bytes]:
+    """The pieces of a chunked body (RFC 9112 section 7.1); also takes its trailer."""
+    while size := _chunk_size(incoming):
+        yield incoming.exactly(size)
+        if incoming.exactly(2) != b"\r\n":
+            raise unexpected_response(incoming.place, _BAD_CHUNKS)
+    while incoming.until(b"\r\n", _BAD_CHUNKS):
+        pass
+
+
+def _chunk_size(incoming: Incoming) -> int:
+    digits = incoming.until(b"\r\n", _BAD_CHUNKS).partition(b";")[0].rstrip(b" \t")
+    if not digits or len(digits) > 7 or digits.strip(b"0123456789abcdefABCDEF"):
+        raise unexpected_response(incoming.place, _BAD_CHUNKS)
+    return int(digits, 16)
 
 
 _CHECK = "check SAFE_SESSION_ADDR, and that the service runs"

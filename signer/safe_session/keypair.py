@@ -20,8 +20,6 @@ _SHA256_SIZE = 32
 class NewKey:
     """An Ed25519 key pair: `seed` holds the 32 private bytes until `wipe`, `public` the 32 public ones."""
 
-    __slots__ = ("public", "seed")
-
     def __init__(self, seed: ctypes.Array[ctypes.c_char], public: bytes) -> None:
         self.seed = seed
         self.public = public

@@ -24,8 +24,6 @@ from signer.safe_session.statuses import INTERRUPTED, SIGNALLED, Limited, Reques
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from signer.safe_session.agent import PrivateAgent
     from signer.safe_session.request import Patience
     from signer.safe_session.response import Certificate
@@ -98,7 +96,8 @@ def _session(invocation: Invocation) -> int:
         from signer.safe_session.request import Patience, obtain_certificate
         from signer.ssh.agent import render_add_ed25519_certificate
 
-        patience = Patience(invocation.wait, _say_away(invocation))
+        away = f"trying again for {invocation.wait} s"
+        patience = Patience(invocation.wait, lambda error: _note(invocation, f"{error.text}; {away}"))
         known_hosts, options = _host_keys(settings, invocation, path, agent, patience)
         # 3 (imported here because the agent starts meanwhile)
         forbid_core_dumps()
@@ -190,19 +189,6 @@ def _may_persist(invocation: Invocation) -> bool:
 
 def _note(invocation: Invocation, text: str) -> None:
     output.remark(text if invocation.json else f"note: {text}", as_json=invocation.json)
-
-
-def _say_away(invocation: Invocation) -> Callable[[Unavailable], None]:
-    """Says once, with `--wait`, that the service is away."""
-    said = False
-
-    def say(error: Unavailable) -> None:
-        nonlocal said
-        if not said:
-            _note(invocation, f"{error.text}; trying again for {invocation.wait} s")
-        said = True
-
-    return say
 
 
 def _inform(topic: str) -> None:

@@ -68,12 +68,9 @@ def report(error: SignerError, *, as_json: bool, to_stderr: bool = False) -> int
     """Says why no command is run, on stderr or as a line of JSON on stdout; returns the exit status. `to_stderr` is for
     JSON in place of a command whose stdout has a protocol of its own, as rsync's and git's have."""
     status, state = judge(error)
-    if as_json and to_stderr:
-        _write_stderr(render_json(error_facts(error, status, state)) + "\n")
-        return status
     if as_json:
         try:
-            show(render_json(error_facts(error, status, state)) + "\n")
+            (_write_stderr if to_stderr else show)(render_json(error_facts(error, status, state)) + "\n")
         except NotWritten as failure:
             error = failure
         else:
@@ -166,7 +163,6 @@ def show_line(text: str) -> None:
 
 
 def show_help(text: str) -> None:
-    """Prints help at the terminal's width, 100 columns at most."""
     from signer.safe_session.terminal import MAX_WIDTH, fit, width_of
 
     show(fit(text, width_of(1) or MAX_WIDTH))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import contextmanager
 
 from signer.errors import BadFormat, BadSettings, Unavailable
 from signer.safe_session.approval import HumanRequest, read_request
@@ -20,6 +21,8 @@ from signer.ssh.statement import APPROVAL_NAMESPACE, approval_statement, request
 
 TYPE_CHECKING = False  # type checkers know the name; importing it from typing costs 20 ms
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from signer.safe_session.arguments import Invocation
     from signer.safe_session.settings import Settings
 
@@ -39,24 +42,24 @@ def sign_presence(settings: Settings, invocation: Invocation, asked: HumanReques
     if digest != asked.digest or asked.frozen.get("id") != asked.request or type(asker) is not str:
         raise unexpected_response(place, "the digest is not that of the request")
     statement = approval_statement(asked.request, digest, asker, None)
-    with _KeyFile(invocation.sign_key, asked.presence_keys) as key:
-        signature = _sign(key, statement, shows=not invocation.is_for_program())
+    with _key_file(invocation.sign_key, asked.presence_keys) as (path, inherited):
+        signature = _sign(path, inherited, statement, shows=not invocation.is_for_program())
     body = render_json({"signature": signature, "waiver": None}).encode("ascii")
     response = send(settings.server, "POST", f"/api/requests/{asked.request}/approve", body)
     return read_request(response, place)
 
 
-def _sign(key: _KeyFile, statement: bytes, *, shows: bool) -> str:
+def _sign(path: str, inherited: tuple[int, ...], statement: bytes, *, shows: bool) -> str:
     """The armored signature (PROTOCOL.sshsig). `shows` leaves ssh-keygen's own words on stderr."""
     try:
         done = subprocess.run(
-            ["ssh-keygen", "-q", "-Y", "sign", "-n", APPROVAL_NAMESPACE, "-f", key.path],
+            ["ssh-keygen", "-q", "-Y", "sign", "-n", APPROVAL_NAMESPACE, "-f", path],
             input=statement,
             stdout=subprocess.PIPE,
             stderr=None if shows else subprocess.PIPE,
             timeout=_SECONDS_TO_SIGN,
             check=False,
-            pass_fds=key.inherited,
+            pass_fds=inherited,
         )
         said = (done.stderr or b"").decode(errors="replace").strip().splitlines()[-1:] or ["ssh-keygen failed"]
         if done.returncode == 0:
@@ -69,42 +72,33 @@ def _sign(key: _KeyFile, statement: bytes, *, shows: bool) -> str:
         raise BadFormat("bad_signature_text", "ssh-keygen made a signature that is not text") from None
     raise Unavailable(
         "presence_not_signed",
-        f"your own signature could not be made with {key.path}: {said[0]}",
+        f"your own signature could not be made with {path}: {said[0]}",
         "check that the token is plugged in, or that your ssh-agent has the key; --sign-key FILE names another one",
     )
 
 
-class _KeyFile:
-    """The file that `ssh-keygen -Y sign` gets: the one that the command line names, the private key in ~/.ssh that
-    belongs to one of the asker's approval keys, otherwise the public key, for the user's ssh-agent."""
-
-    def __init__(self, named: str, lines: list[str]) -> None:
-        """`lines` are the approval keys, `type base64`. Raises `BadSettings`."""
-        self.path = named
-        self.inherited: tuple[int, ...] = ()
-        if named:
-            return
-        if not lines:
-            raise BadSettings(
-                "presence_key_missing",
-                "the role wants your own signature, and the service named no key of yours to sign with",
-                "give --sign-key FILE; policy.toml lists the keys in approval_keys",
-            )
-        keys = [line.split()[:2] for line in lines]
-        self.path = _find_private_key(keys)
-        if not self.path:
-            # A public key is no secret; ssh-keygen reads it from a descriptor and asks the agent for the private half.
-            descriptor = os.memfd_create("approval-key")
-            os.write(descriptor, (" ".join(keys[0]) + "\n").encode("ascii", "replace"))
-            self.inherited = (descriptor,)
-            self.path = f"/proc/self/fd/{descriptor}"
-
-    def __enter__(self) -> _KeyFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self.inherited:
-            os.close(descriptor)
+@contextmanager
+def _key_file(named: str, lines: list[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The file that `ssh-keygen -Y sign` gets, and the descriptors that it inherits: the file that the command line
+    names, the private key in ~/.ssh that belongs to one of the asker's approval keys, otherwise the public key, for the
+    user's ssh-agent. `lines` are the approval keys, `type base64`. Raises `BadSettings`."""
+    if not (named or lines):
+        raise BadSettings(
+            "presence_key_missing",
+            "the role wants your own signature, and the service named no key of yours to sign with",
+            "give --sign-key FILE; policy.toml lists the keys in approval_keys",
+        )
+    keys = [line.split()[:2] for line in lines]
+    if path := named or _find_private_key(keys):
+        yield path, ()
+        return
+    # A public key is no secret; ssh-keygen reads it from a descriptor and asks the agent for the private half.
+    descriptor = os.memfd_create("approval-key")
+    try:
+        os.write(descriptor, (" ".join(keys[0]) + "\n").encode("ascii", "replace"))
+        yield f"/proc/self/fd/{descriptor}", (descriptor,)
+    finally:
+        os.close(descriptor)
 
 
 def _find_private_key(keys: list[list[str]]) -> str:

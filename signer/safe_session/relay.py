@@ -15,7 +15,7 @@ import _thread
 import os
 
 from signer.errors import BadFormat, Unavailable
-from signer.ssh.agent import reply_length
+from signer.safe_session.agent import read_message
 
 _REQUEST_IDENTITIES = 11  # SSH_AGENTC_REQUEST_IDENTITIES
 _SIGN_RESPONSE = 14  # SSH_AGENT_SIGN_RESPONSE
@@ -24,13 +24,10 @@ _SESSION_BIND = b"\x1b\x00\x00\x00\x18session-bind@openssh.com"
 _MAX_CONNECTIONS = 512
 _STACK = 256 * 1024  # bytes; a thread for each connection
 _BACKLOG = 128
-_PIECE = 65536
 
 
 class _Login:
     """What one connection has asked the agent for."""
-
-    __slots__ = ("is_bound", "is_signed", "lists_keys")
 
     def __init__(self) -> None:
         self.is_bound = self.lists_keys = self.is_signed = False
@@ -99,9 +96,9 @@ class AgentRelay:
         agent = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             agent.connect(self._agent)
-            while request := _read_message(client):
+            while request := read_message(client):
                 agent.sendall(request)
-                reply = _read_message(agent)
+                reply = read_message(agent)
                 if request.startswith(_SESSION_BIND, 4):
                     login.is_bound = True
                 elif request[4] == _REQUEST_IDENTITIES:
@@ -117,18 +114,3 @@ class AgentRelay:
             with self._lock:
                 self._was_refused = self._was_refused or login.is_refused()
                 self._logins.discard(login)
-
-
-def _read_message(connection: _socket.socket) -> bytes:
-    """A message with its length in front; b"" at the end of the stream. Raises `BadFormat` for a length over the
-    protocol's."""
-    data = bytearray()
-    wanted = 4
-    while len(data) < wanted:
-        piece = connection.recv(min(_PIECE, wanted - len(data)))
-        if not piece:
-            return b""
-        data += piece
-        if len(data) == 4 and wanted == 4:
-            wanted += reply_length(bytes(data))
-    return bytes(data)

@@ -35,7 +35,7 @@ _PATH_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 
 class Patience:
     """Until when to try again. `seconds` is what `--wait` says; without it (None) a service that restarts is waited
-    for, and one that is away is not."""
+    for, and one that is away is not. `waits` is told once, with `--wait`, that the service is away."""
 
     def __init__(self, seconds: int | None, waits: Callable[[Unavailable], None] | None = None) -> None:
         self._waits_for_absent = bool(seconds)
@@ -58,6 +58,7 @@ class Patience:
             return False
         if self._waits and self._waits_for_absent:
             self._waits(error)
+            self._waits = None
         return self._sleep(0.0)
 
     def _sleep(self, seconds: float) -> bool:

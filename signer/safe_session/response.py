@@ -24,8 +24,6 @@ class Certificate:
     """A checked certificate: `blob` for the agent, `serial` as read from it, `lifetime` in seconds from now; the names
     that it is for, the addresses that it is good from (a comma list, "" for any), and the blob of the CA's key."""
 
-    __slots__ = ("blob", "ca_key", "lifetime", "principals", "serial", "source_address")
-
     def __init__(self, blob: bytes, serial: int, lifetime: int) -> None:
         self.blob = blob
         self.serial = serial

@@ -28,8 +28,6 @@ class Settings:
     """The service's address with the token; the role to request, "" where a command needs none; and the public keys
     that may sign the list of host keys, each as `type base64`: none if the user has pinned none."""
 
-    __slots__ = ("publishers", "role", "server")
-
     def __init__(self, server: Server, role: str, publishers: list[str]) -> None:
         self.server = server
         self.role = role

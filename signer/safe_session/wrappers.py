@@ -54,6 +54,7 @@ def write_wrappers(folder: str, command: str, *, may_persist: bool, known_hosts:
     """
     ssh = f"{folder}/ssh"
     options = option_words(may_persist=may_persist)
+    root = os.path.dirname(signer.__path__[0])  # a folder, or the file of `scripts/build-client`
     scripts = {}
     try:
         os.mkdir(folder, 0o700)
@@ -61,7 +62,7 @@ def write_wrappers(folder: str, command: str, *, may_persist: bool, known_hosts:
             real = command if os.path.basename(command) == name else find_command(name, required=False)
             if real:
                 # scp and sftp start ssh by an absolute path unless they are given another.
-                look_up = [_LOOK_UP + _EXECUTE, _root(), known_hosts] if known_hosts else [_EXECUTE]
+                look_up = [_LOOK_UP + _EXECUTE, root, known_hosts] if known_hosts else [_EXECUTE]
                 run_ssh = [sys.executable, "-ISc", *look_up, real, ssh, *options]
                 words = run_ssh if name == "ssh" else [real, "-S", ssh]
                 scripts[name] = f"{folder}/{name}"
@@ -72,11 +73,6 @@ def write_wrappers(folder: str, command: str, *, may_persist: bool, known_hosts:
     if fault:
         raise Unavailable("no_wrappers", f"cannot put a script for ssh into {folder}: {fault}")
     return scripts
-
-
-def _root() -> str:
-    """The folder, or the file of `scripts/build-client`, from which this program was imported."""
-    return os.path.dirname(signer.__path__[0])
 
 
 def _write(path: str, words: list[str]) -> None:

@@ -77,7 +77,6 @@ class Channel:
 
     @property
     def name(self) -> str:
-        """Its name in the file."""
         return self.facts.name
 
 
@@ -320,7 +319,6 @@ class Sender:
         self._session.headers["Connection"] = "close"  # the name is looked up, and its address checked, each time
 
     def close(self) -> None:
-        """Closes the connection."""
         self._session.close()
 
     def send(self, notice: notices.Notice, now: int) -> Result:

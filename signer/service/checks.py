@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -105,7 +106,7 @@ def check_start(environ: Mapping[str, str], now: int) -> Iterator[Check]:
         yield from _failed(error)
         return
     yield from _check_directories(settings)
-    yield from _check_ledger(settings.data_dir, policy)
+    yield from _tried(_check_ledger(settings.data_dir, policy))
 
 
 def _check_settings(settings: Settings) -> Iterator[Check]:
@@ -177,8 +178,7 @@ def _check_notices(settings: Settings, file: Path) -> Iterator[Check]:
         text = f"the process that sends notices to the Internet runs as {user}, and can use that process's files"
         yield Check("warn", "users_are_one", text, "give SIGNER_NOTICES_USER its own user")
     try:
-        owner = None if user is None else look_up_user(user).pw_uid
-        with acting_as(owner):
+        with acting_as(None if user is None else look_up_user(user).pw_uid):
             channels = load_channels(file)
     except (BadFile, BadSettings) as error:
         yield from _failed(error)
@@ -390,19 +390,13 @@ def _check_ledger(data_dir: Path, policy: Policy | None) -> Iterator[Check]:
     if not (data_dir / FILE_NAME).exists():
         yield Check("ok", "ledger", "none yet; the first start of the keeper creates it")
         return
-    reader = LedgerReader(data_dir)
-    try:
+    with closing(LedgerReader(data_dir)) as reader:
         reader.query("BEGIN")  # one snapshot, even while a keeper writes
         head = check_recent(reader)
         ca = reader.last_ca()
-    except SignerError as error:
-        yield from _failed(error)
-    else:
-        newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
-        yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 are in their places")
-        if policy is not None and ca is not None and not policy.ca.names(ca):
-            text = f"it was written with CA key {ca}, which policy.toml does not name"
-            hint = "if it is another platform's, restore the right ledger before the start"
-            yield Check("warn", "ledger_of_another_ca", text, hint)
-    finally:
-        reader.close()
+    newest = f", newest at {timestamp(head.time_ms // 1000)}" if head.seq else ""
+    yield Check("ok", "ledger", f"{head.seq:,} events{newest}; the newest 1,000 are in their places")
+    if policy is not None and ca is not None and not policy.ca.names(ca):
+        text = f"it was written with CA key {ca}, which policy.toml does not name"
+        hint = "if it is another platform's, restore the right ledger before the start"
+        yield Check("warn", "ledger_of_another_ca", text, hint)

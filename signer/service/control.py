@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import SignerError, Unavailable
-from signer.files import identity_of
+from signer.files import identity_of, undone_by
 from signer.hardening import acting_as, look_up_user, peer_process
 from signer.service.child import Ids
 from signer.service.supervisor import MAX_MESSAGE
@@ -31,6 +31,8 @@ ASKS_WITHIN: Final = 5.0  # seconds from a connection to its request
 ANSWERED_WITHIN: Final = 60.0  # seconds for a reply; the launcher gives up on a reload before
 _BACKLOG: Final = 8
 OPERATIONS: Final = ("reload", "status")
+_NOT_ALLOWED: Final = SignerError("launcher_not_yours", "this user may not control the service", "run this as root")
+_MALFORMED: Final = SignerError("launcher_request_malformed", "the request is not valid", "use the version that runs")
 
 
 @dataclass(eq=False)
@@ -65,11 +67,10 @@ class ControlSocket:
             return
         self._close_listener()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
+        with undone_by(listener.close):
             listener.setblocking(False)
-            with acting_as(
-                self._owner_id
-            ):  # the directory is the keeper's, and root in a container may not write there
+            # The directory is the keeper's, and root in a container may not write there.
+            with acting_as(self._owner_id):
                 self._path.unlink(missing_ok=True)
                 former = os.umask(0o177)
                 try:
@@ -78,9 +79,6 @@ class ControlSocket:
                     os.umask(former)
             listener.listen(_BACKLOG)
             self._identity = identity_of(self._path)
-        except BaseException:
-            listener.close()
-            raise
         self._listener = listener
 
     def requests(self) -> Iterator[tuple[Client, str]]:
@@ -98,15 +96,9 @@ class ControlSocket:
             self._clients.remove(client)
             operation = _operation(data)
             if not client.is_allowed:  # answered only now: a close before the request is read would lose the answer
-                client.answer(error_reply(_not_allowed()))
+                client.answer(error_reply(_NOT_ALLOWED))
             elif operation is None:
-                client.answer(
-                    error_reply(
-                        SignerError(
-                            "launcher_request_malformed", "the request is not valid", "use the version that runs"
-                        )
-                    )
-                )
+                client.answer(error_reply(_MALFORMED))
             else:
                 yield client, operation
 
@@ -221,9 +213,4 @@ def _operation(data: bytes) -> str | None:
 
 
 def error_reply(error: SignerError) -> dict[str, object]:
-    """The reply that carries an error."""
     return {"error": error.as_json()}
-
-
-def _not_allowed() -> SignerError:
-    return SignerError("launcher_not_yours", "this user may not control the service", "run this as root")

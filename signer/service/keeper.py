@@ -39,7 +39,7 @@ from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.ledger.fold import RETRY_AFTER
 from signer.ledger.lookups import Lookup, ProveConsistency
-from signer.ledger.marks import COSIGNED, VERIFIED, read_mark
+from signer.ledger.marks import COSIGNED, VERIFIED, cosigning_warnings, read_mark
 from signer.model import Caller, Event, PublicKey
 from signer.protocol.commands import (
     MAX_MESSAGE,
@@ -75,7 +75,6 @@ from signer.protocol.replies import (
     encode_reply,
 )
 from signer.service.checkpoints import Checkpoints
-from signer.service.cosigned import cosigning_warnings
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
 from signer.service.metrics import Metrics, Stopwatch, TimedLedger
@@ -87,8 +86,8 @@ from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.service.supervisor import Supervisor
-from signer.signing import CertifyInPool, Obtained, SignAtOnce
 from signer.ssh.publickey import render_public_key
+from signer.ssh.signing import CertifyInPool, Obtained, SignAtOnce
 
 log = logging.getLogger("signer.keeper")
 

@@ -14,10 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from signer.files import open_unread
+from signer.files import held, open_unread
 
 _ERRNO: Final = struct.Struct("i")  # why the file could not be opened; 0 with a descriptor
-
 _DESCRIPTOR: Final = struct.Struct("i")
 
 
@@ -36,11 +35,9 @@ def hand_over(channel: socket.socket, path: Path) -> None:
     except OSError as error:
         channel.send(_ERRNO.pack(error.errno or 0))
         return
-    try:
+    with held(descriptor):
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))
         channel.sendmsg([_ERRNO.pack(0)], [rights])
-    finally:
-        os.close(descriptor)
 
 
 def take_over(channel: socket.socket) -> int | None:

@@ -18,7 +18,7 @@ from signer.hardening import look_up_user
 from signer.model import CaKeys, PublicKey
 from signer.service.key_channel import take_over
 from signer.settings import Settings
-from signer.signing import SigningKey
+from signer.ssh.signing import SigningKey
 
 log = logging.getLogger("signer.keeper")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import BadSettings, SignerError, Unavailable, write_hint
-from signer.files import identity_of, open_name
+from signer.files import held, identity_of, open_name
 from signer.hardening import acting_as, check_users, look_up_user
 from signer.service.child import Child, Ids
 from signer.service.control import Client, ControlSocket, error_reply
@@ -423,13 +423,10 @@ def _give(path: Path, uid: int, gid: int) -> None:
 
     The keeper's user may put names into its folder, and this process is root.
     """
-    descriptor = open_name(path)
-    try:
+    with held(open_name(path)) as descriptor:
         facts = os.fstat(descriptor)
         if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and (facts.st_uid, facts.st_gid) != (uid, gid):
             os.chown(f"/proc/self/fd/{descriptor}", uid, gid)
-    finally:
-        os.close(descriptor)
 
 
 def _set_owner(path: Path, uid: int, gid: int) -> None:

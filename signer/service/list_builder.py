@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -23,12 +24,11 @@ from typing import Final
 import msgspec
 
 from signer.errors import BadFormat, SignerError, Unavailable, write_hint
-from signer.files import write_new
+from signer.files import undone_by, write_new
 from signer.hardening import serve_parent_only
 from signer.ledger.reader import LedgerReader
-from signer.ledger.revocation_list import read_list
-from signer.ssh.krl import MAX_LIST, RevocationList, decode_krl, encode_krl
-from signer.ssh.krl_listing import check_listing
+from signer.ledger.revoked import read_list
+from signer.ssh.krl import MAX_LIST, RevocationList, check_listing, decode_krl, encode_krl
 from signer.subprocesses import NoSuchCommand, run
 
 BUILT_WITHIN: Final = 120.0  # seconds; a list of 100,000 scattered serials takes 1 on an idle machine
@@ -141,6 +141,13 @@ def not_written(error: OSError) -> Unavailable:
     return Unavailable("list_not_written", text, write_hint(error, "SIGNER_RUN_DIR"))
 
 
+def write_public(path: Path, content: bytes) -> None:
+    """Writes a file for the api, in the place of one that an earlier run left; raises `OSError`."""
+    path.unlink(missing_ok=True)
+    write_new(path, content, FILE_MODE, is_synced=False)
+    path.chmod(FILE_MODE)  # whatever the umask
+
+
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
@@ -150,16 +157,11 @@ def build(revoked: RevocationList, file: Path, environment: Mapping[str, str]) -
     if len(content) > MAX_LIST:
         raise _not_built(f"it would have {len(content)} bytes, and hosts read {MAX_LIST}")
     try:
-        file.unlink(missing_ok=True)
-        write_new(file, content, FILE_MODE, is_synced=False)
-        file.chmod(FILE_MODE)
+        write_public(file, content)
     except OSError as error:
         raise not_written(error) from None
-    try:
+    with undone_by(partial(file.unlink, missing_ok=True)):
         check_readable(file, revoked, environment)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
     return Built(revoked.version, sha256(content).hexdigest())
 
 
@@ -193,16 +195,13 @@ def check_readable(file: Path, meant: RevocationList, environment: Mapping[str, 
 def main(data_dir: Path, file: Path) -> None:
     """The process. It ends with the keeper, not by the signals that a terminal or systemd sends to both."""
     serve_parent_only()
-    reader = LedgerReader(data_dir)
+    reply: Built | _Failed
     try:
-        found = read_list(reader)
-        reply: Built | _Failed = msgspec.structs.replace(
-            build(found.revoked, file, os.environ), changes_at=found.changes_at
-        )
+        with closing(LedgerReader(data_dir)) as reader:
+            found = read_list(reader)
+        reply = msgspec.structs.replace(build(found.revoked, file, os.environ), changes_at=found.changes_at)
     except SignerError as error:
         reply = _Failed(error.code, error.text, error.hint)
-    finally:
-        reader.close()
     with suppress(BrokenPipeError):  # the keeper has given up
         os.write(sys.stdout.fileno(), msgspec.json.encode(reply))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadSettings, Unavailable
+from signer.files import undone_by
 from signer.settings import Listen, Settings, names_proxies
 
 BACKLOG: Final = 1024
@@ -75,12 +76,9 @@ def bind_listener(listen: Listen, group: str | None) -> socket.socket:
         if listen.path is not None:
             return _bind_unix(listen.path, group)
         listener = _make_tcp(listen)
-        try:
+        with undone_by(listener.close):
             listener.bind((listen.host, listen.port))
             listener.listen(BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
         return listener
     except OSError as error:
         raise _cannot_listen(listen, error) from None
@@ -128,7 +126,7 @@ def _make_tcp(listen: Listen) -> socket.socket:
 def _bind_unix(path: Path, group: str | None) -> socket.socket:
     """A unix socket for its owner and the group; replaces one that nobody listens on. Raises `OSError`."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with undone_by(listener.close):
         if _is_stale(path):
             path.unlink()
         former = os.umask(0o777 & ~_UNIX_MODE)
@@ -140,9 +138,6 @@ def _bind_unix(path: Path, group: str | None) -> socket.socket:
             os.chown(path, -1, _group_id(group))
         path.chmod(_UNIX_MODE)
         listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
     return listener
 
 

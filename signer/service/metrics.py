@@ -63,7 +63,6 @@ class Metrics(Collector):
         self._signatures_of(role).inc()
 
     def count_refusal(self, code: str) -> None:
-        """Counts a command that was refused, by its error code."""
         self._refusals.labels(code).inc()
 
     def describe(self) -> Iterable[Metric]:
@@ -125,8 +124,6 @@ def _shadow_families(shadow: Shadow) -> Iterator[Metric]:
 
 
 class Stopwatch:
-    """Measures elapsed time."""
-
     __slots__ = ("_start",)
 
     def __init__(self) -> None:
@@ -155,11 +152,9 @@ class TimedLedger(Ledger):
             self.commit_seconds.observe(watch.seconds())
 
     def fold(self) -> float | None:
-        """As `Ledger.fold`."""
         self._before_write()
         return super().fold()
 
     def probe(self, now_ms: int) -> None:
-        """As `Ledger.probe`."""
         self._before_write()
         super().probe(now_ms)

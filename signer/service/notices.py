@@ -25,7 +25,7 @@ from typing import Annotated, Final, Protocol
 import msgspec
 
 from signer.errors import BadFormat, BadSettings, SignerError, Unavailable
-from signer.files import append_line, claim, identity_of, open_or_create, read_bounded, write_new
+from signer.files import append_line, claim, held, identity_of, open_or_create, read_bounded, write_atomically
 from signer.hardening import become, forbid_dumps, look_up_user, peer_process
 from signer.http import Watch
 from signer.protocol import notices
@@ -110,11 +110,8 @@ class CursorFile:
     def _write(self) -> None:
         """Replaces the file; not synced, as fsyncs would delay those of the ledger. A power cut repeats notices."""
         shown = {name: _Kept(cursor.seq, list(cursor.done)) for name, cursor in self._cursors.items()}
-        first = self._path.with_name(f".{CURSOR}.new")
         try:
-            first.unlink(missing_ok=True)
-            write_new(first, msgspec.json.encode(shown) + b"\n", 0o600, is_synced=False)
-            first.rename(self._path)
+            write_atomically(self._path, msgspec.json.encode(shown) + b"\n", 0o600, is_synced=False)
         except OSError as error:
             log.warning("what was sent cannot be noted, so notices may come twice: %s", error.strerror)
 
@@ -189,11 +186,8 @@ class ToldFile:
     def _write_all(self) -> None:
         """Replaces the file by one without the lines that do not count any more."""
         lines = [notices.encode(told) + b"\n" for rows in self._rows.values() for told in rows.values()]
-        first = self._path.with_name(f".{TOLD}.new")
         try:
-            first.unlink(missing_ok=True)
-            write_new(first, b"".join(lines), 0o600, is_synced=False)
-            first.rename(self._path)
+            write_atomically(self._path, b"".join(lines), 0o600, is_synced=False)
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
@@ -256,31 +250,25 @@ class Outbox:
         self._said = 0  # of them, those that the message says which waits
         self._failures = 0
         self._is_stopping = False
-        self._received = self._cursor.seq
+        self.received = self._cursor.seq  # the newest event that has arrived here; None if it was never told one
         self._thread = threading.Thread(target=self._run, name=f"notices-{channel.name}", daemon=True)
 
-    @property
-    def received(self) -> int | None:
-        """The newest event that has arrived here; None if it was never told one."""
-        return self._received
-
     def start(self) -> None:
-        """Starts the thread."""
         self._thread.start()
 
     def begin(self, seq: int) -> None:
         """Begins after event `seq`, whatever the channel had: the ledger is another one, or the channel is new."""
         with self._changed:
-            self._received = seq
+            self.received = seq
             self._cursors.note(self._cursor, seq)
 
     def put(self, notice: notices.Notice) -> None:
         """Queues a notice, unless the channel has it or does not take it; the oldest makes room for it."""
         with self._changed:
             if notice.seq:
-                if self._received is not None and notice.seq <= self._received:
+                if self.received is not None and notice.seq <= self.received:
                     return
-                self._received = notice.seq
+                self.received = notice.seq
             elif notice.id in self._cursor.done or notice.id in self._waiting_ids:
                 return
             if not self.channel.facts.takes(notice.topic, notice.concerns):
@@ -308,7 +296,7 @@ class Outbox:
         with former._changed:
             self._queue.extend(former._queue)
             self._waiting_ids |= former._waiting_ids
-            self._received = former._received
+            self.received = former.received
             self._missed, self._said = former._missed, former._said
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -634,12 +622,9 @@ def run_notices(settings: Settings, channel_number: int | None = None) -> None:
     forbid_dumps()
     os.umask(0o077)
     os.environ.setdefault("RES_OPTIONS", _RESOLVER)
-    claim = claim_directory(settings.notices_dir)
-    keeper = None if settings.keeper_user is None else look_up_user(settings.keeper_user).pw_uid
-    try:
+    with held(claim_directory(settings.notices_dir)):
+        keeper = None if settings.keeper_user is None else look_up_user(settings.keeper_user).pw_uid
         Process(settings, supervisor, os.geteuid() if keeper is None else keeper).serve()
-    finally:
-        os.close(claim)
 
 
 def become_sender(settings: Settings) -> None:

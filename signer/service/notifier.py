@@ -140,7 +140,6 @@ class Notifier:
         return RETRY_AFTER if self._is_behind and self._channels is not None else None
 
     def close(self) -> None:
-        """Closes the connection."""
         if self._sock is not None:
             self._selector.unregister(self._sock)
             self._sock.close()
@@ -374,7 +373,6 @@ class Notifier:
         return bool(self._channels)
 
     def gauges(self) -> Iterator[Metric]:
-        """The metrics of notices."""
         return render_metrics(self._counts, is_up=self.is_up)
 
 

@@ -10,8 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from signer import __version__
 from signer.authority.core import StateOverview
-from signer.authority.identities import last_ends, token_end
-from signer.authority.queries import freeze_row
+from signer.authority.queries import freeze_row, last_ends, token_end
 from signer.errors import SignerError
 from signer.ledger.marks import COSIGNED, VERIFIED, Mark, is_late
 from signer.policy.decide import Policy

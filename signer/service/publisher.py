@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from signer.errors import SignerError, Unavailable
-from signer.files import identity_of, read_bounded, write_atomically, write_new
+from signer.files import identity_of, read_bounded, write_atomically
 from signer.protocol.log_limit import LogLimit
-from signer.service.list_builder import FILE_MODE, Built, not_written
+from signer.service.list_builder import Built, not_written, write_public
 from signer.ssh.krl import MAX_LIST, krl_version
 from signer.ssh.sshsig import sign_armored
 from signer.units import timestamp
@@ -168,10 +168,8 @@ class Publisher:
                 self._began, self._asked = int(self._clock()), self._list_version() or 0
                 self._builder.start()
             self._renew(self._statement_file, now)
-        except SignerError as error:
+        except (SignerError, OSError) as error:
             self._fail(error)
-        except OSError as error:
-            self._fail(not_written(error))
         for file in self._others:
             if now >= self._retries.get(file.name, 0.0):
                 self._renew_other(file, now)
@@ -181,7 +179,7 @@ class Publisher:
         try:
             self._renew(file, now)
         except (SignerError, OSError) as error:
-            failure = error if isinstance(error, SignerError) else not_written(error)
+            failure = not_written(error) if isinstance(error, OSError) else error
             self._lines.warn(f"{file.name} not published", f"{file.name} is not renewed: {failure.text}")
             self._retries[file.name] = now + FIRST_PAUSE
 
@@ -193,13 +191,10 @@ class Publisher:
         elif result is not None:
             try:
                 self._publish_list(result)
-            except SignerError as error:
+            except (SignerError, OSError) as error:
                 self._fail(error)
-            except OSError as error:
-                self._fail(not_written(error))
 
     def state(self) -> ListState:
-        """What is published now."""
         version = None if self._list is None else self._list.version
         return ListState(version, self._as_of, self._list_version(), self._failure)
 
@@ -307,9 +302,8 @@ class Publisher:
         try:
             for name, content in contents.items():
                 first = self._folder / f".{name}.new"
-                first.unlink(missing_ok=True)
                 renames[name] = first
-                _write(first, content)
+                write_public(first, content)
             for name, first in renames.items():
                 first.rename(self._folder / name)
         except OSError:
@@ -340,10 +334,10 @@ class Publisher:
                 "remove it: the keeper makes it again",
             )
 
-    def _fail(self, error: SignerError) -> None:
+    def _fail(self, error: SignerError | OSError) -> None:
         """Keeps what is published, and tries again after a pause."""
-        self._failure = error
-        self._lines.warn("list not published", f"{error.text} ({error.code}); {error.hint}")
+        self._failure = failure = not_written(error) if isinstance(error, OSError) else error
+        self._lines.warn("list not published", f"{failure.text} ({failure.code}); {failure.hint}")
         self._not_before = self._monotonic() + self._pause
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
@@ -352,8 +346,3 @@ def render_statement(published: Built, as_of: int) -> bytes:
     """The statement that the list was the current one at `as_of`, in seconds since 1970."""
     text = f'{{"as_of":"{timestamp(as_of)}","sha256":"{published.sha256}","version":{published.version}}}\n'
     return text.encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_new(path, content, FILE_MODE, is_synced=False)
-    path.chmod(FILE_MODE)  # whatever the umask

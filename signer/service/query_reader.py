@@ -71,14 +71,13 @@ class QueryReader(Generic[_K]):
         command = [sys.executable, "-P", "-m", "signer.service.query_reader", str(theirs.fileno()), str(self._data_dir)]
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         try:
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment
-            )
+            with theirs:
+                self._process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment
+                )
         except OSError:  # no process is left
             ours.close()
             return
-        finally:
-            theirs.close()
         ours.setblocking(False)
         self._sock = ours
         self._selector.register(ours, selectors.EVENT_READ, self)
@@ -142,7 +141,8 @@ class QueryReader(Generic[_K]):
         asker.budget -= now - sent
         if not reply:
             self._stop()
-            reply = error_message(_reader_gone())
+            text = "the process that reads the ledger did not answer"
+            reply = error_message(Unavailable("reader_gone", text, "retry in a second"))
         return [(key, reply)]
 
     def _send_next(self) -> None:
@@ -176,10 +176,6 @@ class QueryReader(Generic[_K]):
             self._process.kill()
             self._killed.append(self._process)  # not waited for: on a disk that hangs it does not end
             self._process = None
-
-
-def _reader_gone() -> Unavailable:
-    return Unavailable("reader_gone", "the process that reads the ledger did not answer", "retry in a second")
 
 
 def answer_lookup(message: bytes, reader: Reader) -> bytes:

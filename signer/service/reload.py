@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from signer.authority.core import Core
 from signer.ca.backends import Backend
@@ -20,7 +20,7 @@ from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.service.key_source import KeySource
 from signer.settings import Settings
-from signer.signing import SigningKey
+from signer.ssh.signing import SigningKey
 
 log = logging.getLogger("signer.keeper")
 
@@ -133,7 +133,7 @@ class Reloader:
             "digest": read.digest,
             "changed": read.digest != before.digest,
             "unrecorded": None if failure is None else failure.text,
-            **asdict(compare_policies(before, read)),
+            **compare_policies(before, read),
         }
 
     def _use_key(self, key: SigningKey | SignerError | None) -> dict[str, object] | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from signer.errors import SignerError
-from signer.signing import Obtained, SlowSigner
+from signer.ssh.signing import Obtained, SlowSigner
 
 THREADS: Final = 8
 MAX_OUTSTANDING: Final = 64
@@ -89,7 +89,6 @@ class SigningPool(Generic[_K]):
         return results
 
     def is_idle(self) -> bool:
-        """True if no job is outstanding."""
         return not self._outstanding
 
     def close(self) -> list[tuple[_K, Obtained | SignerError]]:

@@ -38,7 +38,7 @@ from signer.service.notifier import SenderPlace
 from signer.service.reload import Reloader
 from signer.service.supervisor import Supervisor, adopt_channel
 from signer.settings import Settings
-from signer.signing import SigningKey
+from signer.ssh.signing import SigningKey
 
 LOCK_NAME: Final = "keeper.lock"
 PUBLISHING_KEY: Final = "publishing.key"  # the file in SIGNER_DATA_DIR; the kind of its event is the same

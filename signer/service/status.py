@@ -12,7 +12,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from signer import __version__
 from signer.errors import BadFile, SignerError, Unavailable
-from signer.files import belongs_to
+from signer.files import belongs_to, undone_by
 from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, is_late, read_mark
 from signer.policy.reading import read_policy
 from signer.service.access import become_reader
@@ -55,7 +55,8 @@ def gather(settings: Settings, environ: Mapping[str, str], now: int) -> Report:
     report = Report()
     report.facts["version"] = __version__
     report.facts["mode"] = settings.mode
-    api = [_look_at_api(listen, settings) for listen in settings.listen]
+    has_tls = settings.tls_cert_file is not None
+    api = [{"address": str(listen), "state": answer_of(listen, has_tls=has_tls)} for listen in settings.listen]
     become_reader(settings)
     status = _ask_keeper(settings, report)
     report.facts["api"] = api
@@ -114,10 +115,6 @@ def _converse(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _look_at_api(listen: Listen, settings: Settings) -> dict[str, str]:
-    return {"address": str(listen), "state": answer_of(listen, has_tls=settings.tls_cert_file is not None)}
-
-
 def answer_of(listen: Listen, *, has_tls: bool) -> str:
     """`answers`, or what is wrong with the API at an address of this host. Sends no secret, so it trusts any TLS."""
     try:
@@ -144,12 +141,9 @@ def answer_of(listen: Listen, *, has_tls: bool) -> str:
 def _connected(listen: Listen) -> socket.socket:
     if listen.path is not None:
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(LOOK_WITHIN)
-        try:
+        with undone_by(connection.close):
+            connection.settimeout(LOOK_WITHIN)
             connection.connect(str(listen.path))
-        except BaseException:
-            connection.close()
-            raise
         return connection
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104 - not bound here
     return socket.create_connection((host, listen.port), LOOK_WITHIN)
@@ -229,19 +223,17 @@ def _add_ledger(report: Report, settings: Settings, status: Mapping[str, Any] | 
     elif settings.data_dir.exists():
         from signer.ledger.reader import LedgerReader
 
-        reader = LedgerReader(settings.data_dir)
-        try:
-            head = reader.head()
-            at = timestamp(head.time_ms // 1000) if head.seq else None
-            facts = {"events": head.seq, "head": head.hash, "time": at, "bytes": _size(settings.data_dir)}
-            report.facts["freezes"] = [
-                {"scope": scope, "reason": freeze.reason, "by": freeze.by, "since": timestamp(freeze.since)}
-                for scope, freeze in sorted(reader.freezes().items())
-            ]
-        except SignerError as error:
-            report.add(error)
-        finally:
-            reader.close()
+        with closing(LedgerReader(settings.data_dir)) as reader:
+            try:
+                head = reader.head()
+                at = timestamp(head.time_ms // 1000) if head.seq else None
+                facts = {"events": head.seq, "head": head.hash, "time": at, "bytes": _size(settings.data_dir)}
+                report.facts["freezes"] = [
+                    {"scope": scope, "reason": freeze.reason, "by": freeze.by, "since": timestamp(freeze.since)}
+                    for scope, freeze in sorted(reader.freezes().items())
+                ]
+            except SignerError as error:
+                report.add(error)
     for name, title in ((VERIFIED, "verified"), (BACKED_UP, "backed_up"), (COSIGNED, "cosigned")):
         mark = read_mark(settings.data_dir, name)
         facts[title] = None if mark is None else {"events": mark.seq, **_age(timestamp(mark.time), now)}

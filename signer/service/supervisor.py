@@ -15,6 +15,8 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from typing import Any, Final
 
+from signer.units import cut
+
 MAX_MESSAGE: Final = 128 * 1024  # bytes
 MAX_LISTED: Final = 50  # items of a list in a report; the rest is counted
 MAX_TEXT: Final = 200  # characters of a text in a report
@@ -112,6 +114,4 @@ def _shortened(value: object) -> object:
     if isinstance(value, list | tuple):
         more = [f"and {len(value) - MAX_LISTED} more"] if len(value) > MAX_LISTED else []
         return [*(_shortened(item) for item in value[:MAX_LISTED]), *more]
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        return value[: MAX_TEXT - 1] + "…"
-    return value
+    return cut(value, MAX_TEXT) if isinstance(value, str) else value

@@ -85,13 +85,10 @@ def _describe(chain: bytes) -> tuple[str, str, int]:
 @contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
     """A path to the content that exists in memory only: ssl reads certificates and keys from files alone."""
-    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(content)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.memfd_create("tls", os.MFD_CLOEXEC), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def _reason(error: Exception) -> str:

@@ -1,11 +1,14 @@
-"""Key revocation lists: what is revoked to the bytes that sshd reads, and back.
+"""Key revocation lists: what is revoked to the bytes that sshd reads, and back; and what `ssh-keygen -Qlf` shows of it.
 
-Format: OpenSSH PROTOCOL.krl, format version 1. Pure. Two limits of OpenSSH decide what is written: it cannot load a
-bitmap of more than 16,384 bits though `ssh-keygen -k` writes one, and it refuses a list with a signature section.
+Formats: OpenSSH PROTOCOL.krl, format version 1, and `krl_dump` in OpenSSH's krl.c, 8.3 and later. Pure. Two limits of
+OpenSSH decide what is written: it cannot load a bitmap of more than 16,384 bits though `ssh-keygen -k` writes one, and
+it refuses a list with a signature section. Its reader is the one that hosts use, so its view of a list decides whether
+the list is published.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from types import MappingProxyType
 from typing import Final
 
 from signer.errors import BadFormat
+from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.wire import Reader, string, uint32, uint64
 
 MAX_LIST: Final = 4 * 1024 * 1024  # bytes that the reader takes
@@ -31,6 +35,13 @@ _SECTION_HEAD: Final = 5  # bytes: the type, and the length of what follows
 _LISTED: Final = 8  # bytes of a serial in a list
 _RANGED: Final = _SECTION_HEAD + 16
 _MAPPED: Final = _SECTION_HEAD + 8 + 4 + 1  # bytes of a bitmap besides its bits
+
+_LISTED_VERSION: Final = re.compile(r"# KRL version ([0-9]{1,20})")
+_LISTED_CA: Final = re.compile(r"# CA key \S+ (SHA256:\S+)")
+_LISTED_ANY: Final = "# Wildcard CA"
+_LISTED_SHA1: Final = re.compile(r"# hash SHA1:")  # which no list of signer's has
+_LISTED_SHA256: Final = re.compile(r"hash: SHA256:([0-9a-f]{64})")
+_LISTED_SERIALS: Final = re.compile(r"serial: ([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
 Range = tuple[int, int]  # the first and the last serial
 
@@ -260,3 +271,56 @@ def _runs(offset: int, mpint: bytes) -> Iterator[Range]:
         end = len(bits) if end < 0 else end
         yield offset + at, offset + end - 1
         at = bits.find("1", end)
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Listing:
+    """What a listing shows: digests in hex, CAs by their fingerprints, the CA of any as an empty text."""
+
+    version: int = -1
+    sha256: set[str] = field(default_factory=set)
+    ranges: dict[str, list[Range]] = field(default_factory=dict)  # of serials, by CA
+
+
+def check_listing(text: str, meant: RevocationList) -> None:
+    """Raises `BadFormat` unless the listing shows exactly what is in `meant`, but for its date, in local time there."""
+    shown = _read_listing(text)
+    # OpenSSH does not keep a section in which nothing is revoked.
+    ranges = {_listed_name(ca): list(found) for ca, found in meant.certificates.items() if found}
+    for what, is_shown, is_meant in (
+        ("its version", shown.version, meant.version),
+        ("the SHA-256 digests of keys", shown.sha256, {digest.hex() for digest in meant.sha256}),
+        ("the CAs", shown.ranges.keys(), ranges.keys()),
+        ("the serials", shown.ranges, ranges),
+    ):
+        if is_shown != is_meant:
+            raise BadFormat("bad_format", f"ssh-keygen reads another list than was meant: {what} differ")
+
+
+def _listed_name(ca: bytes) -> str:
+    return "" if ca == ANY_CA else fingerprint_of(ca)
+
+
+def _read_listing(text: str) -> _Listing:
+    listing = _Listing()
+    section: list[Range] | None = None
+    for line in filter(None, text.split("\n")):
+        if match := _LISTED_SERIALS.fullmatch(line):
+            if section is None:
+                raise BadFormat("bad_format", "ssh-keygen shows a certificate of no CA")
+            first = int(match[1])
+            section.append((first, int(match[2] or first)))
+        elif line == _LISTED_ANY:
+            section = listing.ranges.setdefault("", [])
+        elif match := _LISTED_CA.fullmatch(line):
+            section = listing.ranges.setdefault(match[1], [])
+        elif match := _LISTED_SHA256.fullmatch(line):
+            listing.sha256.add(match[1])
+        elif match := _LISTED_VERSION.fullmatch(line):
+            listing.version = int(match[1])
+        elif not line.startswith("#") or _LISTED_SHA1.match(line):
+            raise BadFormat("bad_format", f"ssh-keygen shows an unknown line of the list: {line[:60]!a}")
+    return listing

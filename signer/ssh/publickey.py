@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sshpubkeys import SSHKey
 from sshpubkeys.exceptions import InvalidKeyError
 
-from signer.errors import BadFormat, BadPublicKey
+from signer.errors import BadFormat, BadKeyFile, BadPublicKey
 from signer.model import MAX_PUBLIC_KEY, PublicKey
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.wire import ENDS_EARLY, Reader
@@ -48,6 +48,16 @@ _CURVES: Final = {
     "nistp384": (384, ec.SECP384R1()),
     "nistp521": (521, ec.SECP521R1()),
 }
+
+
+def check_ca_kind(kind: str, bits: int) -> None:
+    """Raises `BadKeyFile` for a key that is of no kind of CA keys, or too short."""
+    if kind not in CA_KEY_KINDS:
+        text = f"the CA key is {kind}, not of type ed25519, ecdsa or rsa"
+        raise BadKeyFile("ca_key_kind_not_allowed", text, "use ed25519")
+    if kind == "ssh-rsa" and bits < MIN_CA_RSA_BITS:
+        text = f"the RSA CA key has {bits} bits, below the minimum of {MIN_CA_RSA_BITS}"
+        raise BadKeyFile("ca_key_rsa_too_short", text, "use ed25519")
 
 
 def parse_public_key(text: str) -> PublicKey:

@@ -45,7 +45,6 @@ class Reader:
         self._at = 0
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
         at = self._at
         end = at + count
         if end > self._size:
@@ -80,7 +79,6 @@ class Reader:
         return data[start:end]
 
     def strings(self, count: int) -> list[bytes]:
-        """The next `count` strings."""
         data, size, at = self._data, self._size, self._at
         found = []
         for _ in range(count):  # as `string`, without a call for each

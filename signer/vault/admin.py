@@ -7,10 +7,11 @@ Errors contain neither the token nor Vault's text. Not thread-safe; use as a con
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import quote
 
 import hvac
@@ -21,14 +22,13 @@ from signer.errors import BadFormat, BadSettings, Unavailable
 from signer.http import MAX_BODY, Watched, new_session
 from signer.model import PublicKey
 from signer.ssh.publickey import parse_public_key
-from signer.vault.errors import VaultContext, malformed, read_token, role_missing, says, sealed, translate_errors
+from signer.vault.errors import VaultContext, malformed, read_token, role_missing, says, sealed, translated_errors
 from signer.vault.role import MountTtls
 
 ANSWERS_WITHIN: Final = 10.0  # seconds for one call
 _CAPABILITIES: Final = {"GET": "read", "LIST": "list", "POST": "update", "PUT": "update", "DELETE": "delete"}
 _NO_ROUTE: Final = "no handler for route"
 _SHOWN: Final = 120  # characters of a path in an error
-_T = TypeVar("_T")
 
 
 class VaultAdmin(Watched):
@@ -66,30 +66,25 @@ class VaultAdmin(Watched):
         `path` is plain text, such as `sys/mounts` or a name from Vault; it is encoded here. `method` may be LIST.
         `within` is seconds. Raises `Unavailable` or another `SignerError`; 404 is `vault_mount_missing`, see `find`.
         """
-        return self._run(method, path, within, MAX_BODY, lambda client: _send(client, method, path, body))
+        with self._asking(method, path, within) as client:
+            return _send(client, method, path, body)
 
-    def find(
-        self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = ANSWERS_WITHIN
-    ) -> dict[str, Any] | None:
+    def find(self, method: str, path: str, *, within: float = ANSWERS_WITHIN) -> dict[str, Any] | None:
         """As `call`, but None if Vault has no such entry or the list is empty."""
-
-        def act(client: Any) -> dict[str, Any] | None:
+        with self._asking(method, path, within) as client:
             try:
-                return _send(client, method, path, None, params)
+                return _send(client, method, path)
             except hvac_errors.InvalidPath as error:
                 if isinstance(error.errors, list) and not error.errors:
                     return None
                 raise
-
-        return self._run(method, path, within, MAX_BODY, act)
 
     def is_unrouted(self, method: str, path: str, body: Mapping[str, object]) -> bool:
         """True if Vault reports that no mount serves `path`, False if the request succeeds; raises like `call`.
 
         A 404 without that sentence, which may be a proxy's, is an error.
         """
-
-        def act(client: Any) -> bool:
+        with self._asking(method, path) as client:
             try:
                 _send(client, method, path, body)
             except hvac_errors.InvalidPath as error:
@@ -98,21 +93,15 @@ class VaultAdmin(Watched):
                 raise
             return False
 
-        return self._run(method, path, ANSWERS_WITHIN, MAX_BODY, act)
-
     def clock(self) -> int:
         """Vault's clock, from the header `Date` of an answer, in seconds since the epoch; raises like `call`."""
-
-        def act(client: Any) -> int:
+        with self._asking("GET", "sys/health") as client:
             answer = client.adapter.session.get(f"{self._address.rstrip('/')}/v1/sys/health", allow_redirects=False)
             return int(parsedate_to_datetime(answer.headers.get("Date", "")).timestamp())
 
-        return self._run("GET", "sys/health", ANSWERS_WITHIN, MAX_BODY, act)
-
     def download(self, path: str, *, most: int, within: float) -> bytes:
         """The body of a GET, at most `most` bytes, within `within` seconds; raises like `call`."""
-
-        def act(client: Any) -> bytes:
+        with self._asking("GET", path, within, most) as client:
             answer = client.adapter.session.get(
                 f"{self._address.rstrip('/')}/v1/{_quoted(path)}",
                 headers={"X-Vault-Token": client.token, "X-Vault-Request": "true"},
@@ -123,15 +112,15 @@ class VaultAdmin(Watched):
                 raise hvac_errors.VaultError.from_status(answer.status_code or 500, errors=_errors(answer), text=text)
             return bytes(answer.content)
 
-        return self._run("GET", path, within, most, act)
-
-    def _run(self, method: str, path: str, within: float, most: int, act: Callable[[Any], _T]) -> _T:
+    @contextmanager
+    def _asking(self, method: str, path: str, within: float = ANSWERS_WITHIN, most: int = MAX_BODY) -> Iterator[Any]:
+        """hvac's client for one request within `within` seconds, answered by `most` bytes."""
         context = _context(f"{method} {path[:_SHOWN]}", f"{_CAPABILITIES.get(method, 'update')} on {path[:_SHOWN]}")
         if any(part in (".", "..") for part in path.split("/")):
             raise malformed(context)  # Vault has no such names, and HTTP would normalise them
         client = self._client(most, context)
-        with self._watch.within(within):
-            return translate_errors(lambda: act(client), context)
+        with self._watch.within(within), translated_errors(context):
+            yield client
 
     def _client(self, most: int, context: VaultContext) -> Any:
         client = self._clients.get(most)
@@ -193,12 +182,10 @@ class VaultAdmin(Watched):
         return line.strip()
 
 
-def _send(
-    client: Any, method: str, path: str, body: Mapping[str, object] | None, params: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def _send(client: Any, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
     """Sends one request through hvac's adapter, which raises its own errors and returns a dict for 200 with JSON."""
     options = {"json": dict(body)} if body is not None else {}
-    answer = client.adapter.request(method, f"/v1/{_quoted(path)}", params=params, **options)
+    answer = client.adapter.request(method, f"/v1/{_quoted(path)}", **options)
     if isinstance(answer, dict):
         return answer
     if getattr(answer, "status_code", 0) == 204:

@@ -17,6 +17,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -239,7 +240,11 @@ def read_audit_log(
                 for number, line in _numbered(path, file.name, log, sleep):
                     remaining -= len(line)
                     if remaining < 0 or monotonic() > deadline:
-                        raise _too_large()
+                        raise Unavailable(
+                            "audit_log_too_large",
+                            "Vault's audit log is too large to read",
+                            "move rotated files from before the cutover elsewhere, or set no audit_log",
+                        )
                     reading.take(file, number, line)
             is_same = os.fstat(log.fileno()).st_size >= size and _listed(path) == before and _is_at(log, path)
         if is_same:
@@ -330,11 +335,8 @@ def _opened(path: Path) -> BinaryIO:
 
 def _numbered(path: Path, name: str, log: BinaryIO, sleep: Callable[[float], None]) -> Iterator[tuple[int, bytes]]:
     """The lines of one file with their numbers from 1."""
-    if name == path.name:
-        yield from enumerate(_lines(log, name, sleep), 1)
-        return
-    with _opened(path.with_name(name)) as rotated:
-        yield from enumerate(_lines(rotated, name, sleep), 1)
+    with nullcontext(log) if name == path.name else _opened(path.with_name(name)) as file:
+        yield from enumerate(_lines(file, name, sleep), 1)
 
 
 def _lines(bare: BinaryIO, name: str, sleep: Callable[[float], None]) -> Iterator[bytes]:
@@ -368,14 +370,6 @@ def _unpacked(bare: BinaryIO, name: str) -> IO[bytes]:
         "audit_log_packed",
         f"{name} is packed with {kind}, which cannot be read here",
         "unpack it in place, or pack it with gzip, xz or bzip2",
-    )
-
-
-def _too_large() -> Unavailable:
-    return Unavailable(
-        "audit_log_too_large",
-        "Vault's audit log is too large to read",
-        "move rotated files from before the cutover elsewhere, or set no audit_log",
     )
 
 

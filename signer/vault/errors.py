@@ -1,14 +1,15 @@
 """Translates errors of Vault, and of the connection to it, to error codes; reads the token file.
 
-Every call of Vault (`signing.py`, `admin.py`) runs in `translate_errors`. No text from Vault is passed on.
+Every call of Vault (`signing.py`, `admin.py`) runs in `translated_errors`. No text from Vault is passed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import requests
 from hvac import exceptions as said
@@ -18,7 +19,6 @@ from signer.files import read_secret_word
 
 _SEALED: Final = "sealed"
 _NO_CA: Final = ("no default issuer", "keys haven't been configured")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,11 @@ class VaultContext:
 BY_SETTINGS: Final = VaultContext()
 
 
-def translate_errors(act: Callable[[], _T], context: VaultContext = BY_SETTINGS) -> _T:
-    """Returns the result of `act`; raises each error of Vault or of the connection as a `SignerError`."""
+@contextmanager
+def translated_errors(context: VaultContext = BY_SETTINGS) -> Iterator[None]:
+    """Raises each error of Vault or of the connection as a `SignerError`."""
     try:
-        return act()
+        yield
     except requests.exceptions.Timeout:
         raise Unavailable("vault_slow", "Vault did not answer in time", "look at Vault, then try again") from None
     except (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidJSONError):

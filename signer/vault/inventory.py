@@ -34,15 +34,11 @@ class VaultReader(Protocol):
     def call(
         self, method: str, path: str, body: Mapping[str, object] | None = None, *, within: float = CALL_WITHIN
     ) -> dict[str, Any]: ...
-    def find(
-        self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = CALL_WITHIN
-    ) -> dict[str, Any] | None: ...
+    def find(self, method: str, path: str, *, within: float = CALL_WITHIN) -> dict[str, Any] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A path that could not be read, and the code of the error."""
-
     what: str
     code: str
 
@@ -58,10 +54,6 @@ class Mount:
     type: str
     version: int = 0
     uuid: str = ""
-
-    @property
-    def is_kv(self) -> bool:
-        return self.type in KV_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +195,9 @@ def read_inventory(
         cluster=_text(state, "cluster_id"),
         storage=storage,
         seal=_text(state, "type"),
-        namespaces=reader.namespaces(),
+        namespaces=reader.keys("sys/namespaces", may_lack=True),
         mounts=mounts,
-        kv=tuple(reader.entries(mount) for mount in mounts if mount.is_kv),
+        kv=tuple(reader.entries(mount) for mount in mounts if mount.type in KV_TYPES),
         ssh=tuple(reader.engine(mount.path) for mount in mounts if mount.type == "ssh"),
         auth_methods=reader.mounts("sys/auth", {"token/": ("token", "ns_token")}),
         policies=tuple(sorted(reader.keys("sys/policies/acl", must_have="default"))),
@@ -256,32 +248,24 @@ class _InventoryReader:
         """The data of a GET, or with a body of a POST."""
         return self._vault.call("GET" if body is None else "POST", path, body, within=self._left)["data"]
 
-    def _list(self, path: str) -> tuple[str, ...]:
-        return _keys(self._vault.find("LIST", path, within=self._left))
+    def keys(self, path: str, *, must_have: str = "", may_lack: bool = False) -> tuple[str, ...]:
+        """The names that a LIST returns; empty if there are none, or no such path, which Vault `may_lack`.
 
-    def keys(self, path: str, *, must_have: str = "") -> tuple[str, ...]:
-        """The names that a LIST returns; empty if there are none. Without `must_have` the answer is incomplete."""
+        Without `must_have` the answer is incomplete.
+        """
 
         def ask() -> tuple[str, ...]:
-            names = self._list(path)
+            try:
+                names = _keys(self._vault.find("LIST", path, within=self._left))
+            except SignerError as error:
+                if may_lack and error.code == _MISSING:
+                    return ()
+                raise
             if must_have and must_have not in names:
                 raise _incomplete()
             return names
 
         return self._ask(path, (), ask)
-
-    def namespaces(self) -> tuple[str, ...]:
-        """Child namespaces; empty for a Vault without namespaces, which has no such path."""
-
-        def ask() -> tuple[str, ...]:
-            try:
-                return self._list("sys/namespaces")
-            except SignerError as error:
-                if error.code == _MISSING:
-                    return ()
-                raise
-
-        return self._ask("sys/namespaces", (), ask)
 
     def mounts(self, path: str, must_have: Mapping[str, tuple[str, ...]]) -> tuple[Mount, ...]:
         """The mounts that `path` lists; an answer without the built-in ones of `must_have` is incomplete."""

@@ -137,17 +137,10 @@ def _lies_within(ours: str, vaults: str) -> bool:
         others = [ipaddress.ip_network(block) for block in vaults.split(",")]
     except ValueError:
         return False
-    return all(any(_in(block, other) for other in others) for block in mine)
-
-
-def _in(
-    block: ipaddress.IPv4Network | ipaddress.IPv6Network, other: ipaddress.IPv4Network | ipaddress.IPv6Network
-) -> bool:
-    if isinstance(block, ipaddress.IPv4Network) and isinstance(other, ipaddress.IPv4Network):
-        return block.subnet_of(other)
-    if isinstance(block, ipaddress.IPv6Network) and isinstance(other, ipaddress.IPv6Network):
-        return block.subnet_of(other)
-    return False
+    return all(
+        any(block.version == other.version and block.subnet_of(other) for other in others)  # type: ignore[arg-type]
+        for block in mine
+    )
 
 
 def _extensions(ours: Options, vaults: Options) -> Iterator[Difference]:
@@ -195,7 +188,6 @@ def compare_roles(vault_role: Mapping[str, object], role: Role, mount: MountTtls
         *_key_types(vaults, role),
         *_role_extensions(vaults, role),
         *_role_critical_options(vaults, role),
-        *_role_key_ids(vaults, role),
         *_role_rest(vaults, role),
     ]
 
@@ -301,7 +293,7 @@ def _role_critical_options(vaults: VaultRole, role: Role) -> Iterator[Difference
     yield from _compare_sets("allowed_critical_options", mine, vaults.critical_options, more, less)
 
 
-def _role_key_ids(vaults: VaultRole, role: Role) -> Iterator[Difference]:
+def _role_rest(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     field, theirs = "allow_user_key_ids", vaults.flag("allow_user_key_ids")
     if role.allow_key_id and not theirs:
         yield Difference(field, "true", "false", "error", "signer lets callers choose the key id")
@@ -310,9 +302,6 @@ def _role_key_ids(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     if vaults.text("key_id_format"):
         why = "signer's default key id"
         yield Difference("key_id_format", "IDENTITY:ROLE", vaults.text("key_id_format"), "note", why)
-
-
-def _role_rest(vaults: VaultRole, role: Role) -> Iterator[Difference]:
     for field, why in (
         ("allow_host_certificates", "signer issues no host certificates"),
         ("allow_empty_principals", "signer never issues a certificate without principals"),

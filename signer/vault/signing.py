@@ -23,7 +23,7 @@ from signer.model import Grant, PublicKey, Returned
 from signer.ssh.certificate import decode_certificate
 from signer.ssh.publickey import parse_public_key, render_public_key
 from signer.units import plain
-from signer.vault.errors import ca_unknown, malformed, read_token, translate_errors
+from signer.vault.errors import ca_unknown, malformed, read_token, translated_errors
 
 log = logging.getLogger("signer.vault")
 
@@ -174,11 +174,13 @@ class VaultClient:
         """One part of a call's response; retries once with the file's token if Vault refuses the current one."""
         used = self._token
         try:
-            answer = translate_errors(lambda: act(self._client()))
+            with translated_errors():
+                answer = act(self._client())
         except SignerError as error:
             if error.code != "vault_forbidden" or not (self._take_new_token() or self._token != used):
                 raise
-            answer = translate_errors(lambda: act(self._client()))
+            with translated_errors():
+                answer = act(self._client())
         found = answer.get(part) if isinstance(answer, dict) else None
         if not isinstance(found, dict):
             raise malformed()

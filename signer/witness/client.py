@@ -47,19 +47,19 @@ class OtherHistory(SignerError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP response: its status and body."""
-
     status: int
     body: bytes
 
 
 class Remote(Protocol):
-    """A witness over HTTP; both raise `Unavailable` without a whole answer. `name` is its address."""
+    """A witness over HTTP, asked by POST with a body, else by GET. `name` is its address.
+
+    Raises `Unavailable` without a whole answer.
+    """
 
     @property
     def name(self) -> str: ...
-    def post(self, path: str, body: bytes) -> Answer: ...
-    def get(self, path: str) -> Answer: ...
+    def ask(self, path: str, body: bytes | None = None) -> Answer: ...
 
 
 class Source(Protocol):
@@ -98,7 +98,7 @@ def ask_witness(remote: Remote, key: VerifierKey, source: Source, note: Note, kn
     old, told = min(known, wanted.size), -1
     for _ in range(TRIES):
         proof = source.proof(old, wanted.size) if 0 < old < wanted.size else ()
-        answer = remote.post("/add-checkpoint", render_request(old, proof, note))
+        answer = remote.ask("/add-checkpoint", render_request(old, proof, note))
         if answer.status == 200:
             return _read_cosignature(answer.body, note, key, now, was_behind=-1 < told < known)
         if answer.status == 409:
@@ -177,7 +177,7 @@ def _other_history(remote: Remote, theirs: Note, held: Checkpoint, what: str) ->
 
 def _newest_of(remote: Remote, key: VerifierKey, log: Log) -> tuple[Note, Checkpoint]:
     """The newest checkpoint that a witness holds of the log, checked; raises `Unavailable` if it shows none."""
-    answer = remote.get(f"/{log.origin_hash}/checkpoint")
+    answer = remote.ask(f"/{log.origin_hash}/checkpoint")
     if answer.status != 200:
         raise _faulty(remote, f"it refuses the checkpoint, and does not show its own (status {answer.status})")
     try:

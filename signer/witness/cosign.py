@@ -53,7 +53,8 @@ def run_round(
     Another history that a witness holds is kept beside `out`. `now` is in seconds since 1970. Raises `Unavailable`
     (`checkpoint_not_written`) and what the source raises.
     """
-    _tidy(out, data_dir)
+    for folder, left in ((out.parent, out.name), (data_dir, mark_name(COSIGNED)), (data_dir, mark_name(DIFFERS))):
+        remove_leftovers(folder, left)  # of killed rounds
     note = source.checkpoint()
     size = parse_checkpoint(note.text).size
     found = tuple((remote.name, _ask(remote, key, source, note, out, now)) for remote, key in witnesses)
@@ -67,13 +68,6 @@ def run_round(
         write_mark(data_dir, DIFFERS, Mark(size, now))
         _keep(out, error)
     return done
-
-
-def _tidy(out: Path, data_dir: Path) -> None:
-    """Removes what killed rounds left half written."""
-    remove_leftovers(out.parent, out.name)
-    for name in (COSIGNED, DIFFERS):
-        remove_leftovers(data_dir, mark_name(name))
 
 
 def _ask(

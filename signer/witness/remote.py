@@ -11,7 +11,7 @@ import requests
 
 from signer.api_client import ApiClient
 from signer.errors import BadNote, Unavailable
-from signer.http import Watch, new_session
+from signer.http import Watched, new_session
 from signer.ledger.checkpoint import MAX_NOTE, Note, parse_hash, parse_note
 from signer.witness.client import MAX_ANSWER, Answer
 from signer.witness.state import Log
@@ -20,30 +20,19 @@ ANSWERS_WITHIN: Final = 10.0  # seconds for one request
 _MAX_PROOF: Final = 16 * 1024  # bytes
 
 
-class HttpWitness:
+class HttpWitness(Watched):
     """A witness at `http://…` or `https://…`; nothing secret is sent, so plain http may cross a network.
 
-    Follows no redirect.
+    Follows no redirect. Raises `Unavailable` without a whole answer within `ANSWERS_WITHIN`.
     """
 
     def __init__(self, address: str) -> None:
+        super().__init__()
         self.name = address
         self._base = address.rstrip("/")
-        self._watch = Watch()
 
-    def close(self) -> None:
-        """Ends the thread that watches the time."""
-        self._watch.close()
-
-    def post(self, path: str, body: bytes) -> Answer:
-        """Raises `Unavailable` without a whole answer within `ANSWERS_WITHIN`."""
-        return self._send("POST", path, body)
-
-    def get(self, path: str) -> Answer:
-        """Raises `Unavailable` without a whole answer within `ANSWERS_WITHIN`."""
-        return self._send("GET", path, None)
-
-    def _send(self, method: str, path: str, body: bytes | None) -> Answer:
+    def ask(self, path: str, body: bytes | None = None) -> Answer:
+        method = "GET" if body is None else "POST"
         session = new_session(max_body=MAX_ANSWER, carries_secrets=False)
         headers = {"Connection": "close", "User-Agent": "signer", "Content-Type": "text/plain; charset=utf-8"}
         try:

@@ -40,15 +40,12 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What is sent back; `body` is the whole body."""
-
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
 
     @classmethod
     def of_text(cls, status: HTTPStatus, text: str) -> Response:
-        """One line of text."""
         return cls(status, f"{text}\n".encode())
 
     def render(self, *, keeps_open: bool, has_body: bool) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from signer.errors import BadFile, BadNote, SignerError, Unavailable, write_hint
-from signer.files import claim, read_bounded, write_atomically
+from signer.files import claim, os_errors, read_bounded, write_atomically
 from signer.ledger.checkpoint import (
     MAX_NOTE,
     Checkpoint,
@@ -44,7 +44,7 @@ class Log:
     @property
     def origin_hash(self) -> str:
         """The lower-case hex SHA-256 of the origin, which names the log in URLs (tlog-witness) and files."""
-        return hash_origin(self.origin)
+        return sha256(self.origin.encode()).hexdigest()
 
     def check(self, note: Note) -> None:
         """Raises `BadNote` unless one of the keys signed the note, and no signature by any of them is wrong."""
@@ -67,11 +67,6 @@ class Log:
         return Note(note.text, tuple(line for line in note.signatures if (line.name, line.key_id) in wanted))
 
 
-def hash_origin(origin: str) -> str:
-    """The lower-case hex SHA-256 of an origin."""
-    return sha256(origin.encode()).hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class Cosigned:
     """The newest checkpoint of a log, with the signature of the log and of the witness; `at` is when it was cosigned,
@@ -92,10 +87,8 @@ def group_logs(keys: Iterable[tuple[str, VerifierKey]]) -> tuple[Log, ...]:
 
 def make_directory(directory: Path) -> None:
     """Makes the directory if it is not there; raises `Unavailable`."""
-    try:
+    with os_errors(_unusable):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unusable(error) from None
 
 
 def _unusable(error: OSError) -> Unavailable:
@@ -114,12 +107,10 @@ def claim_state(directory: Path) -> int:
     """
     make_directory(directory)
     in_use = Unavailable("witness_state_in_use", "another witness uses this state", "stop it, or pass another --state")
-    try:
+    with os_errors(_unusable):
         lock = claim(directory / _LOCK, in_use)
         for left in directory.glob(".*.new"):
             left.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unusable(error) from None
     return lock
 
 
@@ -142,12 +133,10 @@ class State:
 
         If it was refused before, only its proof was wrong, and it is evidence no more.
         """
-        try:
+        with os_errors(_not_written):
             write_atomically(self._directory / f"{log.origin_hash}.checkpoint", cosigned.note.render(), 0o600)
             self._cosigned[log.origin] = cosigned
             self._evidence(log, REFUSED, cosigned.checkpoint, cosigned.note).unlink(missing_ok=True)
-        except OSError as error:
-            raise _not_written(error) from None
 
     def keep_refused(self, log: Log, checkpoint: Checkpoint, note: Note) -> bool:
         """Keeps a checkpoint that does not go on from the newest one; False if it is kept already, or too many are.
@@ -161,10 +150,8 @@ class State:
         kept = list_evidence(self._directory, log, kind)
         if path in kept or len(kept) >= MAX_KEPT:
             return False
-        try:
+        with os_errors(_not_written):
             write_atomically(path, newest.note.render() + b"\n" + log.signatures(note).render(), 0o600)
-        except OSError as error:
-            raise _not_written(error) from None
         return True
 
     def _evidence(self, log: Log, kind: str, checkpoint: Checkpoint, note: Note) -> Path:
@@ -232,13 +219,9 @@ class LogState:
 def list_states(directory: Path) -> list[LogState]:
     """All logs in a state directory, also of one that a witness uses; raises `BadFile` or `Unavailable`."""
     found = []
-    try:
-        paths = sorted(directory.iterdir())
-    except OSError as error:
-        raise _unusable(error) from None
+    with os_errors(_unusable):
+        paths = sorted(path for path in directory.iterdir() if path.match("[!.]*.checkpoint"))
     for path in paths:
-        if path.suffix != ".checkpoint" or path.name.startswith("."):
-            continue
         try:
             note = parse_note(read_bounded(path, MAX_NOTE))
             checkpoint = parse_checkpoint(note.text, with_extensions=True)

@@ -41,8 +41,6 @@ log = logging.getLogger("signer.witness")
 
 
 class _Refusal(Exception):
-    """A request that is answered with an error status."""
-
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
         self.status, self.text = status, text
@@ -69,7 +67,6 @@ class Witness:
         self._lines = LogLimit(log)
 
     def answer(self, method: str, target: str, body: bytes) -> Response:
-        """The response to one request."""
         try:
             if target == "/add-checkpoint":
                 _require(method, "POST")

@@ -7,13 +7,13 @@ from typing import Any
 from signer.authority.certificates import PendingSignature
 from signer.authority.core import Core
 from signer.ca.agent import key_missing, too_slow
-from signer.ca.backends import Backend, SlowAgent
+from signer.ca.backends import SLOW_AGENT, Backend
 from signer.errors import SignerError, Unavailable
 from signer.ledger.lookups import Lookup
 from signer.model import PublicKey
 from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply
-from signer.signing import Obtained, SigningKey, SignInPool
+from signer.ssh.signing import Obtained, SigningKey, SignInPool
 from tests.parts import builders
 from tests.parts.builders import PretendKey
 from tests.parts.episodes import Episode
@@ -30,7 +30,7 @@ class PoolBackend:
         self.use_key(key)
 
     def use_key(self, key: SigningKey) -> None:
-        self.order = SignInPool(key, SlowAgent())
+        self.order = SignInPool(key, SLOW_AGENT)
 
     def public_key(self) -> PublicKey:
         return self.order.local_key

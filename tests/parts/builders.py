@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from signer.authority.approvals import Signatures
 from signer.authority.core import Answer, Core
-from signer.authority.signatures import Signatures
 from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadSignature, NotFound, SignerError, Unavailable
 from signer.ledger.chain import GENESIS, chain
@@ -53,9 +53,9 @@ from signer.policy.file import parse_policy
 from signer.policy.tokens import render_token, token_digest
 from signer.protocol.commands import Sign
 from signer.protocol.replies import Reply, decode_reply
-from signer.signing import Obtained
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import parse_public_key
+from signer.ssh.signing import Obtained
 from signer.ssh.sshsig import SshSignature
 from signer.ssh.wire import string
 from tests.parts.fido import fill_fido_keys

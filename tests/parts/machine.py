@@ -139,5 +139,8 @@ class Machine:
             "Include /etc/ssh/sshd_config.d/*.conf\nHostKey /etc/ssh/ssh_host_ed25519_key\nUsePAM no\n"
             "AuthorizedKeysFile /etc/ssh/keys\nStrictModes no\nSubsystem sftp /usr/lib/openssh/sftp-server\n",
         )
+        self._run_sshd()
+
+    def _run_sshd(self) -> None:
         started = self.run("mkdir -p /run/sshd && /usr/sbin/sshd -E /var/log/sshd")
         assert started.status == 0, started.out

@@ -16,13 +16,10 @@ from signer.migration.config import CutoverFile
 from signer.migration.cutover.actions import Backend
 from signer.migration.cutover.preconditions import (
     ComposeInputs,
-    ConfigInputs,
     CutoverInputs,
-    FileDigest,
     PolicyInputs,
     Preconditions,
     ServiceState,
-    TargetInputs,
     VaultInputs,
 )
 from signer.migration.journal import platform_lock
@@ -74,9 +71,9 @@ class PlayedPlatform:
             "ttl": 900,
             "max_ttl": 60 if self.case == "narrow" else 1800,
         }
-        compose, digest = file.compose, FileDigest("/played", "0" * 64)
+        compose, digest = file.compose, {"path": "/played", "sha256": "0" * 64}
         inputs = CutoverInputs(
-            config=ConfigInputs(str(path), file.digest),
+            config={"path": str(path), "digest": file.digest},
             files={"base": digest, "overlay": digest},
             compose=ComposeInputs(
                 compose.command, compose.engine, compose.project, compose.service, {}, {}, {}, {}, "a" * 64
@@ -84,7 +81,7 @@ class PlayedPlatform:
             policy=PolicyInputs(policy.digest, OUR_CA, {"llmops": ("llmops",)}),
             operator="operator",
             vault=VaultInputs(file.vault.address, file.vault.mount, VAULTS_CA, {"llmops": role}),
-            targets={"edge1": TargetInputs("llmops@edge1.example:22", digest, "")},
+            targets={"edge1": {"login": "llmops@edge1.example:22", "known_hosts": digest, "trusted_ca_file": ""}},
         )
         now = ServiceState(ready.mode, ready.ca_fingerprint, policy.digest, ready.ready)
         return Preconditions(inputs, now, policy)

@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import pytest
 
-from signer.migration.config import KEY_VARIABLE, CutoverFile
-from signer.migration.cutover.preconditions import ConfigInputs
+from signer.migration.config import KEY_VARIABLE, CutoverFile, parse_cutover_file
 from signer.migration.decommission.actions import RemovalActions
-from signer.migration.decommission.blockers import Checks, LedgerFacts, RecordedCutover, Terms, blockers
+from signer.migration.decommission.blockers import Checks, LedgerFacts, RecordedCutover, blockers
 from signer.migration.decommission.steps import removal_steps
 from signer.migration.decommission.survey import RemovalInputs, RemovalReadiness
 from signer.migration.plan import Observation, Step
@@ -53,7 +52,6 @@ AUDIT: Final = AuditFacts(
 )  # fmt: skip
 CHECKS: Final = Checks((), AUDIT, None, None, None)
 READY: Final = RemovalReadiness(CLEAR, LEDGER, CHECKS, [])
-TERMS: Final = Terms(72 * HOUR, "ssh", has_snapshot_file=False)
 
 CONFIG: Final = f"""\
 evidence_dir = "<dir>/evidence"
@@ -84,12 +82,13 @@ known_hosts = "/root/.ssh/known_hosts"
 admin_token_file = "/root/.vault-token-admin"
 stop_command = ["systemctl", "disable", "--now", "vault"]
 """
+FILE: Final = parse_cutover_file(CONFIG.replace("<dir>", "/srv").encode())
 
 
 def removal_inputs(file: CutoverFile, path: Path) -> RemovalInputs:
     """What the plan of a removal depends on."""
     return RemovalInputs(
-        config=ConfigInputs(str(path), file.digest),
+        config={"path": str(path), "digest": file.digest},
         cutover={"event": 50, "evidence": "sha256:e"},
         operator="operator",
         policy={"digest": "b" * 64, "ca": "SHA256:local"},
@@ -111,7 +110,7 @@ def play_removal(environ: pytest.MonkeyPatch, folder: Path, case: str) -> None:
         kv = KvEntries("archive/", 2, ("old/deep/er/secret",))
         mounts = (Mount("archive/", "kv", 2), *CLEAR.mounts)
         inventory = replace(CLEAR, mounts=mounts, kv=(kv,), unread=(Unread("team/", "vault_forbidden"),))
-    found = RemovalReadiness(inventory, ledger, CHECKS, blockers(inventory, ledger, CHECKS, TERMS, NOW))
+    found = RemovalReadiness(inventory, ledger, CHECKS, blockers(inventory, ledger, CHECKS, FILE, NOW))
 
     for name, value in {
         "ApiClient": PlayedApi,

@@ -40,6 +40,9 @@ def texts(node: ast.AST) -> Iterator[str]:
     elif isinstance(node, ast.IfExp):
         yield from texts(node.body)
         yield from texts(node.orelse)
+    elif isinstance(node, ast.Tuple):
+        for part in node.elts:
+            yield from texts(part)
 
 
 def error_classes() -> set[str]:

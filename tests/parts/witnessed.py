@@ -89,8 +89,8 @@ def play_witnessing(environ: pytest.MonkeyPatch, folder: Path) -> None:
     os.close(claim_state(folder / "state"))
     witness = Witness(State(folder / "state", known, WITNESS_KEY), known, WITNESS_KEY, WITNESS.sign, clock=time.time)
 
-    def answer(_: HttpWitness, method: str, path: str, body: bytes | None) -> Answer:
-        response = witness.answer(method, path, body or b"")
+    def answer(_: HttpWitness, path: str, body: bytes | None = None) -> Answer:
+        response = witness.answer("GET" if body is None else "POST", path, body or b"")
         return Answer(response.status, response.body)
 
     def checkpoint(_: ServiceLog) -> Note:
@@ -101,7 +101,7 @@ def play_witnessing(environ: pytest.MonkeyPatch, folder: Path) -> None:
         with closing(CertificateReader(folder / "data")) as reader:
             return reader.consistency(old, new)
 
-    environ.setattr(HttpWitness, "_send", answer)
+    environ.setattr(HttpWitness, "ask", answer)
     environ.setattr(ServiceLog, "checkpoint", checkpoint)
     environ.setattr(ServiceLog, "proof", proof)
 

@@ -44,7 +44,6 @@ PAGES: Final = (
 
 
 def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
-    """Adds the pages to `app`."""
     console = Console(app, keeper, settings, PAGES)
     for subject in (account, overview, requests, certificates, people, ledger, waivers, freezes, operations):
         subject.register(console)

@@ -12,8 +12,6 @@ from signer.protocol.replies import SignedIn, expect
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
-
     def show_form() -> Response:
         target = target_of(request.args.get("next", ""))
         if console.session(is_unattended=True) is None:

@@ -19,8 +19,6 @@ _SHOWN: Final = ("revoked", "recorded")  # of a record, in places of their own
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
-
     def show(session: Session) -> Response:
         if serial := request.args.get("serial", "").strip():
             return redirect(f"/console/certificates/{quote(serial, safe='')}")

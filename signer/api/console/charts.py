@@ -12,6 +12,8 @@ from typing import Final
 
 from markupsafe import Markup
 
+from signer.units import cut
+
 WIDTH: Final = 480  # units of the view box, which fill the width of the card
 _TOP: Final = 20  # above the bars of a panel: its name and its largest value
 _PANEL: Final = 64  # of the bars
@@ -94,8 +96,7 @@ def holders_chart(holders: Sequence[tuple[str, int]], others: tuple[int, int]) -
     parts = []
     for number, (name, count) in enumerate(rows):
         top, wide = number * _ROW, max(count * room / most, 1.5) if count else 0
-        short = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-        parts.append(_text(0, top + 15, "label", short))
+        parts.append(_text(0, top + 15, "label", cut(name, _LONGEST)))
         parts.append(
             Markup(
                 '<rect class="bar series-1" x="{}" y="{}" width="{}" height="{}"><title>{}: {}</title></rect>'

@@ -19,7 +19,6 @@ LASTS: Final = (("", "until it is lifted"), ("1h", "1 hour"), ("8h", "8 hours"),
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
     console.get("/console/freezes", partial(_show, console))
     console.post("/console/freezes", _freeze)
 

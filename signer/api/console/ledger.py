@@ -10,7 +10,7 @@ from flask import Response
 
 from signer.api.console.certificates import read_number, read_words
 from signer.api.console.session import Console, Session, next_url, show_time
-from signer.api.console.words import age, size, summarize
+from signer.api.console.words import age, done, size, summarize
 from signer.api.native import bad_query
 from signer.errors import SignerError
 from signer.protocol.replies import EventPage, SignedCheckpoint, Status, expect
@@ -33,8 +33,6 @@ _KIND: Final = re.compile(r"[a-z_]{1,32}(?:\.[a-z_]{1,32})?", re.ASCII)
 
 
 def register(console: Console) -> None:
-    """Adds the page."""
-
     def show(session: Session) -> Response:
         now = int(time.time())
         wanted = read_words(("kind", "identity", "since"))
@@ -46,7 +44,6 @@ def register(console: Console) -> None:
         page = expect(EventPage, session.ask("events", fields))
         return console.page(
             "ledger.html",
-            now=now,
             rows=[(entry, summarize(entry)) for entry in page.entries],
             kinds=KINDS,
             wanted={name: wanted.get(name, "") for name in ("kind", "identity", "since")},
@@ -87,18 +84,10 @@ def describe_chain(session: Session, now: int) -> list[tuple[str, str]]:
     rows = [("Events", f"{ledger.events:,} in {size(ledger.bytes)}"), ("Head", f"{ledger.events}:{ledger.head}")]
     if ledger.time is not None:
         rows.append(("Newest event", f"{show_time(ledger.time)}, {age(ledger.time, now)}"))
-    verified, cosigned = ledger.verified, ledger.cosigned
-    rows.append(
-        ("Last verified", "never: run signer ledger verify")
-        if verified is None
-        else ("Last verified", f"{verified.events:,} events, {age(verified.since, now)}")
-    )
+    verified, cosigned = "never: run signer ledger verify", "by no witness: see runbooks/operate/witness.md"
+    rows.append(("Last verified", verified if ledger.verified is None else done(ledger.verified, now)))
     rows.append(("Checkpoint", _describe_checkpoint(session)))
-    rows.append(
-        ("Cosigned", "by no witness: see runbooks/operate/witness.md")
-        if cosigned is None
-        else ("Cosigned", f"{cosigned.events:,} events, {age(cosigned.since, now)}")
-    )
+    rows.append(("Cosigned", cosigned if ledger.cosigned is None else done(ledger.cosigned, now)))
     return rows
 
 

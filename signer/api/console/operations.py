@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from flask import Response
@@ -17,13 +16,10 @@ MOODS: Final = {"applied": "ok", "rolled_back": "warn", "failed": "warn", "stopp
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
-
     def show(session: Session) -> Response:
         page = expect(OperationPage, session.ask("operations", {"limit": ROWS, **read_number("before")}))
         return console.page(
             "operations.html",
-            now=int(time.time()),
             rows=page.operations,
             moods=MOODS,
             next_url=next_url({}, "before", page.before),
@@ -35,7 +31,7 @@ def register(console: Console) -> None:
         if found.evidence:
             page = expect(OperationPage, session.ask("operations", {"evidence": found.evidence, "limit": ROWS}))
             same = [row for row in page.operations if row.seq != found.seq]
-        return console.page("operation.html", now=int(time.time()), found=found, same=same, moods=MOODS)
+        return console.page("operation.html", found=found, same=same, moods=MOODS)
 
     console.get("/console/operations", show)
     console.get("/console/operations/<number>", show_one)

@@ -10,7 +10,7 @@ from flask import Response
 
 from signer.api.console.charts import Span, activity_chart, holders_chart
 from signer.api.console.session import Console, Session, show_time
-from signer.api.console.words import age, size
+from signer.api.console.words import age, done, size
 from signer.protocol import replies
 from signer.units import parse_timestamp, timestamp
 
@@ -19,8 +19,6 @@ MOST: Final = 8  # of the requests, freezes and incidents that it lists
 
 
 def register(console: Console) -> None:
-    """Adds the page."""
-
     def show(session: Session) -> Response:
         now = int(time.time())
         live = replies.expect(replies.LiveByIdentity, session.ask("live"))
@@ -42,7 +40,7 @@ def register(console: Console) -> None:
             shown["activity"] = activity_chart(spans, f"the last {activity.step * len(spans) // 3600} hours")
             shown["checks"] = list(check_health(status, now))
             shown["status"] = status
-        return console.page("overview.html", now=now, most=MOST, **shown)
+        return console.page("overview.html", most=MOST, **shown)
 
     console.get("/console", show)
 
@@ -69,24 +67,14 @@ def check_health(status: replies.Status, now: int) -> Iterator[Check]:
     The keeper decides what is late: `signer status` shows the same.
     """
     if status.fault is None:
-        yield (
-            "Keeper",
-            "ok",
-            "ready",
-            f"mode {status.mode}, version {status.version}, since {show_time(status.started)}",
-        )
+        facts = f"mode {status.mode}, version {status.version}, since {show_time(status.started)}"
+        yield "Keeper", "ok", "ready", facts
     else:
         yield "Keeper", "bad", "not ready", f"{status.fault.text}: {status.fault.hint}"
-    yield (
-        "CA key",
-        "ok" if status.ca_fingerprint else "bad",
-        "loaded" if status.ca_fingerprint else "missing",
-        (
-            f"{status.ca_fingerprint}, since {show_time(status.key_since)}"
-            if status.ca_fingerprint
-            else "no key can sign now"
-        ),
-    )
+    if status.ca_fingerprint:
+        yield "CA key", "ok", "loaded", f"{status.ca_fingerprint}, since {show_time(status.key_since)}"
+    else:
+        yield "CA key", "bad", "missing", "no key can sign now"
     yield "Policy", "ok", "in force", f"since {show_time(status.policy_since)}, digest {status.policy[:16]}…"
     yield from _check_ledger(status, now)
     published = status.revocation_list
@@ -120,11 +108,9 @@ def _check_ledger(status: replies.Status, now: int) -> Iterator[Check]:
         yield "Verified", "warn", "never", "run signer ledger verify each day"
     else:
         late = ledger.verified.late
-        facts = f"{ledger.verified.events:,} events, {age(ledger.verified.since, now)}"
-        yield "Verified", "warn" if late else "ok", "long ago" if late else "intact", facts
+        yield "Verified", "warn" if late else "ok", "long ago" if late else "intact", done(ledger.verified, now)
     if ledger.cosigned is None:
         yield "Witness", "warn", "none", "nobody else holds the history: runbooks/operate/witness.md"
     else:
         late = ledger.cosigned.late
-        facts = f"{ledger.cosigned.events:,} events, {age(ledger.cosigned.since, now)}"
-        yield "Witness", "bad" if late else "ok", "long ago" if late else "cosigned", facts
+        yield "Witness", "bad" if late else "ok", "long ago" if late else "cosigned", done(ledger.cosigned, now)

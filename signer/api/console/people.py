@@ -19,14 +19,11 @@ LAST: Final = 10  # certificates on it
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
-
     def show(session: Session) -> Response:
         wanted = read_words(("part", "after"))
         page = expect(IdentityPage, session.ask("identities", {**wanted, "limit": ROWS}))
         return console.page(
             "people.html",
-            now=int(time.time()),
             rows=page.identities,
             part=wanted.get("part", ""),
             sees_all=session.may("ledger.read"),

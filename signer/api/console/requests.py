@@ -32,11 +32,10 @@ _TOLD_MOODS: Final = {"sent": "ok", "failed": "bad", "dropped": "bad"}
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
     console.get("/console/requests", partial(_list, console))
     console.get("/console/requests/<name>", partial(_show, console))
     console.post("/console/requests/<name>/deny", _deny)
-    console.post("/console/requests/<name>/withdraw", _withdraw)
+    console.post("/console/requests/<name>/withdraw", lambda session, name: _decide(session, "withdraw", name, {}))
     console.post("/console/requests/<name>/approve", _approve)
 
 
@@ -95,10 +94,6 @@ def _show(console: Console, session: Session, name: str) -> Response:
 
 def _deny(session: Session, name: str) -> Response:
     return _decide(session, "deny", name, {"reason": request.form.get("reason", "").strip()})
-
-
-def _withdraw(session: Session, name: str) -> Response:
-    return _decide(session, "withdraw", name, {})
 
 
 def _approve(session: Session, name: str) -> Response:

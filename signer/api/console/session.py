@@ -81,7 +81,6 @@ class Session:
 
     @property
     def name(self) -> str:
-        """The name of the identity."""
         return self.caller.identity
 
     @property
@@ -90,7 +89,6 @@ class Session:
         return csrf_token(self.credential)
 
     def may(self, right: str) -> bool:
-        """Whether the session has a right."""
         return right in self.caller.may
 
 
@@ -169,7 +167,6 @@ class Console:
         return self.keeper.ask({**header, "token": token, **fields}, body)
 
     def page(self, template: str, status: int = 200, /, **values: Any) -> Response:
-        """A page made of a template."""
         return Response(self._render(template, values), status, {"Content-Type": "text/html; charset=utf-8"})
 
     def live_page(self, template: str, fragment: str, /, **values: Any) -> Response:

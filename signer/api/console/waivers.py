@@ -17,7 +17,6 @@ MAX_INCIDENTS: Final = 60  # of the page
 
 
 def register(console: Console) -> None:
-    """Adds the pages."""
     console.get("/console/waivers", partial(_waivers, console))
     console.post("/console/waivers/<name>/end", _end)
     console.get("/console/incidents", partial(_incidents, console))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from signer.protocol.replies import GrantedRole, LedgerEntry
-from signer.units import parse_timestamp, plain, render_span
+from signer.protocol.replies import GrantedRole, LedgerEntry, MarkRow
+from signer.units import cut, parse_timestamp, plain, render_span
 
 Line = tuple[str, str]  # what it is about, and a sentence
 LONGEST: Final = 160  # characters of one value, and of the facts of one event
@@ -43,7 +43,7 @@ def explain_role(role: GrantedRole, kind: str) -> Iterator[Line]:
         yield "At most", " and ".join(limits)
     if role.reason_required:
         yield "Has to say", "why, for each certificate"
-    yield "Holds now", _count(role.holds, "certificate")
+    yield "Holds now", f"{role.holds:,} certificate{'' if role.holds == 1 else 's'}"
 
 
 def who_agrees(role: GrantedRole, kind: str) -> str:
@@ -58,9 +58,11 @@ def who_agrees(role: GrantedRole, kind: str) -> str:
     if approval is None or kind not in approval.kinds:
         if own:
             return own
-        return "nobody" if approval is None else f"nobody; {_and(_KINDS[name] for name in approval.kinds)} need a human"
+        kinds = "" if approval is None else " and ".join(_KINDS[name] for name in approval.kinds)
+        return f"nobody; {kinds} need a human" if kinds else "nobody"
     humans = "one human" if approval.count == 1 else f"{approval.count} humans"
-    agrees = f"{humans} of {_or(approval.by)}, by {_or(_A_KEY.get(name, name) for name in approval.key_kinds)}"
+    keys = " or ".join(_A_KEY.get(name, name) for name in approval.key_kinds)
+    agrees = f"{humans} of {' or '.join(approval.by)}, by {keys}"
     good = f"an approval is good for {render_span(approval.valid_for)}"
     waiver = "; a waiver may cover later requests" if approval.waivers and not own else ""
     return f"{own + ', and ' if own else ''}{agrees}; {good}{waiver}"
@@ -100,18 +102,6 @@ def _keys(role: GrantedRole) -> str:
     return f"{kinds or 'none'}{which}{verified}"
 
 
-def _and(names: Any) -> str:
-    return " and ".join(names)
-
-
-def _or(names: Any) -> str:
-    return " or ".join(names)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 # --- events and times -----------------------------------------------------------------------------------------------
 
 
@@ -134,8 +124,7 @@ def _value(value: object) -> str:
 
 def shorten(text: object, most: int = LONGEST) -> str:
     """`text` on one line, without control characters, cut off after `most` characters."""
-    shown = plain(text)
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    return cut(plain(text), most)
 
 
 def facts(fields: Mapping[str, object]) -> Iterator[Line]:
@@ -160,8 +149,12 @@ def time_left(until: str, now: int) -> str:
 
 
 def age(since: str, now: int) -> str:
-    """How long ago a time was."""
     return f"{render_span(max(now - parse_timestamp(since), 0))} ago"
+
+
+def done(mark: MarkRow, now: int) -> str:
+    """Up to which event something was done, and how long ago."""
+    return f"{mark.events:,} events, {age(mark.since, now)}"
 
 
 def size(count: int) -> str:

@@ -197,11 +197,6 @@ def unsupported_operation() -> HttpResponse:
     return failure(405, wrapped("unsupported operation"))
 
 
-def no_handler(path: str) -> HttpResponse:
-    """404 for a path at which nothing is mounted."""
-    return failure(404, f'no handler for route "{path}". route entry not found.')
-
-
 def text(body: str) -> HttpResponse:
     """200 as plain text, for hosts that fetch the CA's public key."""
     return HttpResponse(200, (("Content-Type", "text/plain"), *_ALWAYS), body.encode())
@@ -222,7 +217,6 @@ def help_text(path: str) -> HttpResponse:
 
 
 def render_error(error: SignerError) -> HttpResponse:
-    """The response for a Vault client."""
     status = STATUSES.get(error.code) or status_of(error).value
     sentence = _SENTENCES.get(error.code)
     if sentence is not None:

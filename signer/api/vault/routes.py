@@ -67,7 +67,6 @@ Handler = Callable[["VaultApi", VaultRequest, str], HttpResponse]
 
 
 def register(app: Flask, keeper: KeeperClient, settings: Settings) -> None:
-    """Adds the handler for all paths below `/v1/` to `app`."""
     shape = VaultApi(keeper, settings)
 
     @app.before_request

@@ -101,7 +101,7 @@ def route(
         return responses.failure(405, REFUSALS["mounts"])
     if path.startswith(("auth/token/", "sys/")):
         return responses.unsupported_path()
-    return responses.no_handler(path)
+    return responses.failure(404, f'no handler for route "{path}". route entry not found.')
 
 
 def _token(whoami: CallerDetails, token: str) -> dict[str, Any]:

@@ -253,7 +253,8 @@ class CutoverActions:
         except SignerError:
             self._end_pause()  # only another `up` may start the service
             raise
-        facts = {"command": list(done.command), "seconds": round(done.seconds, 3), "said": done.said}
+        command = self._compose.up_line(with_overlay)
+        facts = {"command": command, "seconds": round(done.seconds, 3), "said": shown(done)}
         took = f"compose took {done.seconds:.1f} s"
         try:
             record_boot(boot_file(self._file.evidence_dir), self._compose, with_overlay=with_overlay)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -28,22 +28,6 @@ _MOST: Final = 4 * 1024 * 1024  # bytes of a file that a plan depends on
 
 class NotPossible(SignerError):
     """A cutover cannot be planned; `code` is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """A file and the hex SHA-256 of its content."""
-
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigInputs:
-    """cutover.toml."""
-
-    path: str
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +69,16 @@ class VaultInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetInputs:
-    """A host to log in to."""
-
-    login: str
-    known_hosts: FileDigest
-    trusted_ca_file: str
-
-
-@dataclass(frozen=True, slots=True)
 class CutoverInputs(PlanPart):
-    """Everything that must not change until the end of a cutover."""
+    """Everything that must not change until the end of a cutover; of a file its path and hex SHA-256."""
 
-    config: ConfigInputs
-    files: Mapping[str, FileDigest]
+    config: Mapping[str, str]
+    files: Mapping[str, Mapping[str, str]]
     compose: ComposeInputs
     policy: PolicyInputs
     operator: str
     vault: VaultInputs
-    targets: Mapping[str, TargetInputs]
+    targets: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +93,7 @@ class ServiceState(PlanPart):
 
 @dataclass(frozen=True, slots=True)
 class CutoverGoal(PlanPart):
-    """The service after a cutover."""
+    """The service after a cutover: its mode and the fingerprint of its CA."""
 
     mode: str
     ca: str
@@ -152,7 +127,7 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
             raise
         ready = Readiness(False)
     inputs = CutoverInputs(
-        config=ConfigInputs(str(path), file.digest),
+        config={"path": str(path), "digest": file.digest},
         files={name: _file(found) for name, found in _files(file).items()},
         compose=ComposeInputs(
             command=file.compose.command,
@@ -175,11 +150,11 @@ def read_preconditions(file: CutoverFile, path: Path, *, may_be_down: bool = Fal
         operator=operator.name,
         vault=VaultInputs(file.vault.address, file.vault.mount, vault_ca, roles),
         targets={
-            target.name: TargetInputs(
-                login=f"{target.user}@{target.host}:{target.port}",
-                known_hosts=_file(target.known_hosts),
-                trusted_ca_file=target.trusted_ca_file or "",
-            )
+            target.name: {
+                "login": f"{target.user}@{target.host}:{target.port}",
+                "known_hosts": _file(target.known_hosts),
+                "trusted_ca_file": str(target.trusted_ca_file or ""),
+            }
             for target in file.smoke
         },
     )
@@ -278,20 +253,12 @@ def check_files(file: CutoverFile, planned: Mapping[str, Any]) -> None:
 
     Called right before the first change, as the comparison of roles and certificates takes time.
     """
-    compose = Compose(file.compose)
-    merged = compose.config_digest(with_overlay=True)
+    compose, before = Compose(file.compose), planned["compose"]
+    merged = {**before["merged"], "with overlay": compose.config_digest(with_overlay=True)}
+    wanted = {"files": planned["files"], "compose": before}
     found = {
-        "files": {name: asdict(_file(path)) for name, path in _files(file).items()},
-        "compose": {"merged": {"with overlay": merged}, **_read_by_compose(file, compose)},
-    }
-    before = planned["compose"]
-    wanted = {
-        "files": planned["files"],
-        "compose": {
-            "merged": {"with overlay": before["merged"]["with overlay"]},
-            "reads": before["reads"],
-            "other_services": before["other_services"],
-        },
+        "files": {name: _file(path) for name, path in _files(file).items()},
+        "compose": {**before, "merged": merged, **_read_by_compose(file, compose)},
     }
     if problems := tuple(differences(wanted, found, "inputs")):
         raise Drift(
@@ -312,8 +279,8 @@ def _files(file: CutoverFile) -> dict[str, Path]:
     }
 
 
-def _file(path: Path) -> FileDigest:
-    """A file's digest; raises `NotPossible` if it cannot be read."""
+def _file(path: Path) -> dict[str, str]:
+    """A file and its digest; raises `NotPossible` if it cannot be read."""
     try:
         content = read_bounded(path, _MOST, follow_links=True)
         if len(content) > _MOST:
@@ -322,7 +289,7 @@ def _file(path: Path) -> FileDigest:
         raise NotPossible(
             "file_unreadable", f"{path} cannot be read: {error.strerror}", "fix cutover.toml, or the file"
         ) from None
-    return FileDigest(str(path), sha256(content).hexdigest())
+    return {"path": str(path), "sha256": sha256(content).hexdigest()}
 
 
 def plan_value(value: object) -> Any:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from signer.migration.compose import Compose
 from signer.migration.config import CutoverFile
-from signer.migration.cutover.actions import CutoverActions
+from signer.migration.cutover.actions import Backend, CutoverActions
 from signer.migration.cutover.preconditions import CutoverGoal, Preconditions, preflight_line
 from signer.migration.parity import SAMPLES
 from signer.migration.plan import Observation, Plan, Step, describe, seal_step
-from signer.migration.smoke import login_lines, target_names
+from signer.migration.smoke import login_lines, login_step
 from signer.migration.trial import trial_lines
 
 
@@ -83,22 +83,13 @@ def _move(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ...]:
             undo_text="undone by compose up without it, then logins through Vault",
             reads=("base", "overlay"),
         ),
-        Step(
-            "ready",
-            "ready, mode local, pinned CA",
-            "reads",
-            lambda: actions.ready("local"),
-            lines=(_ready_line(file, "local"),),
-            reads=("/readyz",),
-        ),
-        Step(
+        _ready(file, actions, "local", "ready, mode local, pinned CA"),
+        login_step(
             "smoke",
-            f"log in to {target_names(file)}",
-            "logs in",
+            file,
             lambda: actions.smoke("local"),
-            lines=(*login_lines(file), f"{sign} with a principal outside the policy: must be refused"),
+            also=f"{sign} with a principal outside the policy: must be refused",
             verify=actions.refuse,
-            reads=("sshd", "ledger"),
         ),
     )
 
@@ -125,22 +116,8 @@ def rollback_steps(file: CutoverFile, actions: CutoverActions) -> tuple[Step, ..
             is_done=lambda: actions.is_up(with_overlay=False),
             reads=("base",),
         ),
-        Step(
-            "ready",
-            "ready, mode vault",
-            "reads",
-            lambda: actions.ready("vault"),
-            lines=(_ready_line(file, "vault"),),
-            reads=("/readyz",),
-        ),
-        Step(
-            "smoke",
-            f"log in to {target_names(file)}",
-            "logs in",
-            lambda: actions.smoke("vault"),
-            lines=login_lines(file),
-            reads=("sshd", "ledger"),
-        ),
+        _ready(file, actions, "vault", "ready, mode vault"),
+        login_step("smoke", file, lambda: actions.smoke("vault")),
         seal_step(file.evidence_dir, file.signer.address, actions.seal),
     )
 
@@ -154,6 +131,11 @@ def _record_state(file: CutoverFile, actions: CutoverActions) -> Step:
         lines=(f"{file.compose.engine} inspect the container of {file.compose.service}",),
         reads=("container",),
     )
+
+
+def _ready(file: CutoverFile, actions: CutoverActions, mode: Backend, title: str) -> Step:
+    line = _ready_line(file, mode)
+    return Step("ready", title, "reads", lambda: actions.ready(mode), lines=(line,), reads=("/readyz",))
 
 
 def _up_line(file: CutoverFile, *, with_overlay: bool) -> str:

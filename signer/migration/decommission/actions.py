@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from signer.api_client import ApiClient
 from signer.errors import BadSettings, SignerError, Unavailable
 from signer.files import read_secret_word
-from signer.migration.compose import Compose
-from signer.migration.config import CutoverFile, DecommissionFacts
+from signer.migration.compose import ENGINES_OWN, Compose
+from signer.migration.config import CutoverFile, DecommissionFacts, decommission_of
 from signer.migration.decommission.snapshot import (
     DOWNLOAD_WITHIN,
     FOLDER,
@@ -27,7 +27,7 @@ from signer.migration.decommission.snapshot import (
     copy_snapshot,
     store_snapshot,
 )
-from signer.migration.decommission.survey import blocked, decommission_of, origin_of, read_readiness
+from signer.migration.decommission.survey import blocked, origin_of, read_readiness
 from signer.migration.evidence.after import planned_in
 from signer.migration.observe import Observed, observe_service
 from signer.migration.parity import throwaway_key
@@ -53,10 +53,6 @@ _STARTED_AGAIN: Final = "end what starts it again (a supervisor, a unit, a resta
 _LATE: Final = "new-before-the-seal.json"
 _LAST_LOOK: Final = "last-look.json"
 _NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)
-_PASSED_ON: Final = (
-    "PATH", "HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "CONTAINERS_CONF",
-    "CONTAINERS_STORAGE_CONF", "CONTAINER_HOST", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG",
-)  # fmt: skip
 
 
 class RemovalActions:
@@ -353,7 +349,7 @@ class RemovalActions:
         return StepFailed("vault_changed", f"new in Vault since the snapshot: {listed(new, 9)}", then)
 
     @property
-    def _addresses(self) -> tuple[str, ...]:
+    def addresses(self) -> tuple[str, ...]:
         """Of all nodes of Vault, the configured one first."""
         return (self._file.vault.address, *self._wanted.other_nodes)
 
@@ -363,10 +359,10 @@ class RemovalActions:
         Ends when no node is active and so few are standby that none can become active: raft needs a majority, another
         storage one node. Raises `StepFailed` if none of enough nodes becomes active in time.
         """
-        enough = len(self._addresses) // 2 + 1 if self._is_raft else 1
+        enough = len(self.addresses) // 2 + 1 if self._is_raft else 1
         deadline = time.monotonic() + ELECTED_WITHIN
         while True:
-            states = {address: self._node_state(address) for address in self._addresses}
+            states = {address: self._node_state(address) for address in self.addresses}
             active = [address for address, state in states.items() if state == "active"]
             for address in active:
                 with self._vault(address) as vault:
@@ -400,7 +396,7 @@ class RemovalActions:
         Standby nodes count as sealed if they are too few for one to become active. Raises `StepFailed` without a
         last look.
         """
-        states = [self._node_state(address) for address in self._addresses]
+        states = [self._node_state(address) for address in self.addresses]
         enough = len(states) // 2 + 1 if self._is_raft else 1
         if "active" in states or states.count("standby") >= enough:
             return False
@@ -426,7 +422,7 @@ class RemovalActions:
         return not self._present()
 
     def _present(self) -> list[str]:
-        return [address for address in self._addresses if not _is_refused(_places(address))]
+        return [address for address in self.addresses if not _is_refused(_places(address))]
 
     def gone(self) -> Observation:
         """Waits until every node refuses connections, then watches long enough to detect an automatic restart."""
@@ -441,8 +437,8 @@ class RemovalActions:
             if present := self._present():
                 after = f"accepts connections again after {time.monotonic() - began:.0f} s"
                 raise _still_there(present, after, _STARTED_AGAIN)
-        summary = f"{', '.join(self._addresses)} refused connections for {WATCHED} s"
-        return Observation(summary, {"seconds": WATCHED, "addresses": list(self._addresses)})
+        summary = f"{', '.join(self.addresses)} refused connections for {WATCHED} s"
+        return Observation(summary, {"seconds": WATCHED, "addresses": list(self.addresses)})
 
     def remove_data(self) -> Observation:
         """Runs the operator's command, which also succeeds if no data is left, or records the confirmation."""
@@ -453,7 +449,7 @@ class RemovalActions:
         return Observation("removed by hand, confirmed by the operator", facts)
 
     def _command(self, words: tuple[str, ...], name: str, then: str = "apply again") -> Observation:
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment = {name: os.environ[name] for name in ENGINES_OWN if name in os.environ}
         ended = run(words, environment=environment, within=COMMAND_WITHIN)
         if ended.status != 0:
             how = "did not end in time" if ended.status is None else f"ended with status {ended.status}"

@@ -6,11 +6,12 @@ also block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final
 
 from signer.errors import SignerError
+from signer.migration.config import CutoverFile, DecommissionFacts, decommission_of
 from signer.units import listed, render_duration, timestamp
 from signer.vault.audit_log import AuditFacts
 from signer.vault.inventory import BUILTIN, SNAPSHOT, Inventory
@@ -77,35 +78,20 @@ class Checks:
     clocks: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Requirements of the configuration. `soak` is seconds.
-
-    `addresses` are those of all nodes of Vault; `audit_gaps` are times, (begin, end) in seconds since the epoch, that
-    the operator answers for; `audit_log` is its path, "" if none is configured.
-    """
-
-    soak: int
-    mount: str
-    has_snapshot_file: bool
-    addresses: frozenset[str] = frozenset()
-    audit_gaps: tuple[tuple[int, int], ...] = ()
-    audit_log: str = ""
-
-
-def blockers(inventory: Inventory, ledger: LedgerFacts, checks: Checks, terms: Terms, now: int) -> list[Blocker]:
+def blockers(inventory: Inventory, ledger: LedgerFacts, checks: Checks, file: CutoverFile, now: int) -> list[Blocker]:
     """All blockers at `now` (seconds since the epoch)."""
+    wanted = decommission_of(file)
     return [
-        *_of_the_cutover(ledger, checks, terms, now),
+        *_of_the_cutover(ledger, checks, wanted.soak, now),
         *_of_signatures(inventory, ledger, checks, now),
-        *_of_what_is_left(inventory, terms),
-        *_of_what_is_unknown(inventory, ledger, checks, terms, now),
-        *_of_the_cluster(inventory, terms),
-        *_of_the_way(inventory, checks, terms),
+        *_of_what_is_left(inventory, file.vault.mount),
+        *_of_what_is_unknown(inventory, ledger, checks, wanted, now),
+        *_of_the_cluster(inventory, {file.vault.address, *wanted.other_nodes}),
+        *_of_the_way(inventory, checks, has_snapshot_file=wanted.snapshot_file is not None),
     ]
 
 
-def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int) -> Iterator[Blocker]:
+def _of_the_cutover(ledger: LedgerFacts, checks: Checks, soak: int, now: int) -> Iterator[Blocker]:
     cutover = ledger.cutover
     if cutover is None:
         yield Blocker(
@@ -118,12 +104,10 @@ def _of_the_cutover(ledger: LedgerFacts, checks: Checks, terms: Terms, now: int)
     if ledger.rolled_back > cutover.seq:
         what = f"the cutover was rolled back, event {ledger.rolled_back} of the ledger"
         yield Blocker("rolled_back_since", what, "fix the cause, then signer cutover plan --config FILE, and apply")
-    left = cutover.at + terms.soak - now
+    left = cutover.at + soak - now
     if left > 0:
-        what = (
-            f"the cutover was at {timestamp(cutover.at)}; {render_duration(left)} of {render_duration(terms.soak)} left"
-        )
-        yield Blocker("soak_not_over", what, f"wait until {timestamp(cutover.at + terms.soak)}")
+        what = f"the cutover was at {timestamp(cutover.at)}; {render_duration(left)} of {render_duration(soak)} left"
+        yield Blocker("soak_not_over", what, f"wait until {timestamp(cutover.at + soak)}")
     wrong = [f"{name} by {skew:+,} s" for name, skew in checks.clocks.items() if abs(skew) > MAX_SKEW]
     if wrong:
         what = f"this host's clock, which judges the soak, differs from that of {listed(wrong, SHOWN)}"
@@ -161,12 +145,12 @@ def _of_signatures(inventory: Inventory, ledger: LedgerFacts, checks: Checks, no
         yield Blocker("other_clients", what, "move them off Vault, then roll back and cut over again")
 
 
-def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
+def _of_what_is_left(inventory: Inventory, ssh_mount: str) -> Iterator[Blocker]:
     full = [entries for entries in inventory.kv if entries.names]
     if full:
         what = "; ".join(f"{len(one.names)} in {one.mount} ({listed(one.names, SHOWN)})" for one in full)
         yield Blocker("secrets_left", f"secrets are left: {what}", "move them, then delete the mounts")
-    ssh = f"{terms.mount.strip('/')}/"
+    ssh = f"{ssh_mount}/"
     others = (mount for mount in inventory.mounts if mount.type not in BUILTIN)
     left = [f"{mount.path} ({mount.type})" for mount in others if (mount.path, mount.type) != (ssh, "ssh")]
     left += [f"{name} (namespace)" for name in inventory.namespaces]
@@ -179,10 +163,11 @@ def _of_what_is_left(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
 
 
 def _of_what_is_unknown(
-    inventory: Inventory, ledger: LedgerFacts, checks: Checks, terms: Terms, now: int
+    inventory: Inventory, ledger: LedgerFacts, checks: Checks, wanted: DecommissionFacts, now: int
 ) -> Iterator[Blocker]:
     unknown = [f"{unread.what} ({unread.code})" for unread in inventory.unread]
-    unknown += _of_the_devices(inventory, terms)
+    if wanted.audit_log is not None:
+        unknown += _of_the_devices(inventory, str(wanted.audit_log))
     if checks.audit_fault is not None:
         unknown.append(f"the audit log ({checks.audit_fault.code}): {checks.audit_fault.text}")
     audit = checks.audit
@@ -199,7 +184,7 @@ def _of_what_is_unknown(
         unknown += [
             f"the audit log from {timestamp(gap.begin)} to {timestamp(gap.end)}: {gap.why}"
             for gap in audit.gaps
-            if not any(begin <= gap.begin and gap.end <= end for begin, end in terms.audit_gaps)
+            if not any(begin <= gap.begin and gap.end <= end for begin, end in wanted.audit_gaps)
         ]
     if unknown:
         what = f"not everything could be read: {listed(unknown, SHOWN)}"
@@ -211,24 +196,22 @@ def _of_what_is_unknown(
         )
 
 
-def _of_the_devices(inventory: Inventory, terms: Terms) -> Iterator[str]:
+def _of_the_devices(inventory: Inventory, audit_log: str) -> Iterator[str]:
     """Why the configured log may not have every request."""
-    if not terms.audit_log:
-        return
     if not inventory.audit_devices:
         yield "the audit log: Vault has no audit device that writes it"
         return
-    named = [device for device in inventory.audit_devices if device.file_path == terms.audit_log]
+    named = [device for device in inventory.audit_devices if device.file_path == audit_log]
     partial = [device.path for device in named or inventory.audit_devices if device.is_partial]
     if partial:
         yield f"the audit log: the options of {listed(partial, SHOWN)} leave entries out"
 
 
-def _of_the_cluster(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
+def _of_the_cluster(inventory: Inventory, addresses: Set[str]) -> Iterator[Blocker]:
     """Each node has all of Vault's data and can sign as soon as it is active."""
     if len(inventory.servers) < 2:
         return
-    unnamed = [server for server in inventory.servers if server.api.rstrip("/") not in terms.addresses]
+    unnamed = [server for server in inventory.servers if server.api.rstrip("/") not in addresses]
     if unnamed:
         names = [f"{one.node or 'a node'} at {one.api or f'{one.cluster} (not running)'}" for one in unnamed]
         what = f"Vault has {len(inventory.servers)} nodes, and cutover.toml does not name {listed(names, SHOWN)}"
@@ -236,13 +219,13 @@ def _of_the_cluster(inventory: Inventory, terms: Terms) -> Iterator[Blocker]:
         yield Blocker("other_nodes", what, do)
 
 
-def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[Blocker]:
+def _of_the_way(inventory: Inventory, checks: Checks, *, has_snapshot_file: bool) -> Iterator[Blocker]:
     """Problems that would stop the removal half way."""
     if checks.smoke is not None:
         yield Blocker("smoke_fails", f"logins fail now: {checks.smoke.text}", checks.smoke.hint or "fix them first")
     if checks.snapshot is not None:
         yield Blocker("no_snapshot", checks.snapshot.text, checks.snapshot.hint)
-    elif inventory.storage != "raft" and not terms.has_snapshot_file:
+    elif inventory.storage != "raft" and not has_snapshot_file:
         what = f"the storage is {inventory.storage or 'unknown'}, which Vault cannot snapshot"
         yield Blocker("no_snapshot", what, "make one, and set snapshot_file and snapshot_sha256")
     if checks.missing:
@@ -251,7 +234,7 @@ def _of_the_way(inventory: Inventory, checks: Checks, terms: Terms) -> Iterator[
     own = inventory.own_token
     if own is None:
         return  # reported as unreadable
-    unfit = [f"it may not use {path}" for path in own.lacks if not (path == SNAPSHOT and terms.has_snapshot_file)]
+    unfit = [f"it may not use {path}" for path in own.lacks if not (path == SNAPSHOT and has_snapshot_file)]
     if not own.is_orphan:
         unfit.append("it has a parent token, whose revocation ends it")
     if 0 < own.ttl < TOKEN_MUST_LAST:

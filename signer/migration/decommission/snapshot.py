@@ -18,12 +18,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from signer.errors import SignerError, write_hint
-from signer.files import open_regular, sync_directory, write_new
+from signer.files import open_regular, os_errors, sync_directory, write_new
 from signer.units import plain, timestamp
 
 FOLDER: Final = "snapshots"
@@ -113,10 +114,12 @@ def check_snapshot(path: Path, expected: str = "", *, must_be_raft: bool = True)
     accepted if it matches `expected`.
     """
     with _opened(path) as file:
-        found, size = _digest(file)
+        with os_errors(_unreadable):
+            found = file_digest(file, "sha256").hexdigest()
         if expected and found != expected:
             raise BadSnapshot("snapshot_differs", "the snapshot does not match snapshot_sha256", "make a new one")
-        at = int(os.fstat(file.fileno()).st_mtime)
+        facts = os.fstat(file.fileno())
+        size, at = facts.st_size, int(facts.st_mtime)
         file.seek(0)
         if not must_be_raft and file.read(2) != b"\x1f\x8b":
             return Snapshot(found, size, None, at=at)
@@ -183,30 +186,18 @@ def _limited(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    with os_errors(_unreadable):
         file = open_regular(path, follow_links=True)
-    except OSError as error:
-        raise _unreadable(error.strerror or "it cannot be opened") from None
     with file:
         if os.fstat(file.fileno()).st_size > MAX_FILE:
-            raise _unreadable("it is too large")
+            raise _unreadable(OSError(errno.EFBIG, "it is too large"))
         yield file
 
 
-def _unreadable(why: str) -> BadSnapshot:
-    return BadSnapshot("snapshot_unreadable", f"the snapshot cannot be read: {why}", "name a file that you may read")
-
-
-def _digest(file: BinaryIO) -> tuple[str, int]:
-    digest, size = sha256(), 0
-    try:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    except OSError as error:
-        raise _unreadable(error.strerror or "it cannot be read") from None
-    return digest.hexdigest(), size
+def _unreadable(error: OSError) -> BadSnapshot:
+    text = f"the snapshot cannot be read: {error.strerror or 'input or output failed'}"
+    return BadSnapshot("snapshot_unreadable", text, "name a file that you may read")
 
 
 # --- archive contents ------------------------------------------------------------------------------------------------
@@ -246,7 +237,7 @@ def _read_archive(file: BinaryIO) -> tuple[int, frozenset[tuple[str, str]], froz
     except zlib.error:
         raise _damaged("it cannot be unpacked") from None
     except OSError as error:
-        raise _unreadable(error.strerror or "it cannot be read") from None
+        raise _unreadable(error) from None
     _check_sums(small, sums)
     return *_read_meta(small["meta.json"], sizes[_STATE]), frozenset(mounts)
 

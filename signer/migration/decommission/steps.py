@@ -10,12 +10,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from signer.migration.config import CutoverFile
+from signer.migration.config import CutoverFile, decommission_of
 from signer.migration.decommission.actions import WATCHED, RemovalActions
 from signer.migration.decommission.snapshot import FOLDER
-from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState, decommission_of
+from signer.migration.decommission.survey import RemovalGoal, RemovalInputs, RemovalState
 from signer.migration.plan import Plan, Step, describe, seal_step
-from signer.migration.smoke import login_lines, target_names
+from signer.migration.smoke import login_lines, login_step
 from signer.vault.inventory import SNAPSHOT
 
 NO_WAY_BACK: Final = "there is no undo"
@@ -67,12 +67,11 @@ def _steps_with_a_way_back(file: CutoverFile, actions: RemovalActions) -> tuple[
             is_done=actions.has_snapshot,
             reads=("Vault's storage",),
         ),
-        Step(
+        login_step(
             "smoke",
-            f"log in to {target_names(file)}",
-            "logs in",
+            file,
             lambda: actions.smoke("before"),
-            lines=(*login_lines(file), "every blocker looked for once more"),
+            also="every blocker looked for once more",
             verify=actions.still_clear,  # a snapshot may take long
             reads=("sshd", "ledger", "Vault"),
         ),
@@ -125,7 +124,7 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
             actions.seal_vault,
             lines=(
                 "what is new since the snapshot looked for, by name; anything stops the run here",
-                *(f"PUT {address}/v1/sys/seal, if it is active" for address in _addresses(file)),
+                *(f"PUT {address}/v1/sys/seal, if it is active" for address in actions.addresses),
             ),
             is_done=actions.is_sealed,
             undo_text=BEYOND,
@@ -146,23 +145,12 @@ def _end_of_vault(file: CutoverFile, actions: RemovalActions) -> tuple[Step, ...
             actions.gone,
             lines=tuple(
                 f"connect to {address}: must be refused for {WATCHED} s, and again before the evidence is sealed"
-                for address in _addresses(file)
+                for address in actions.addresses
             ),
             reads=("Vault's address",),
         ),
-        Step(
-            "smoke-again",
-            f"log in to {target_names(file)} again",
-            "logs in",
-            lambda: actions.smoke("after"),
-            lines=login_lines(file),
-            reads=("sshd", "ledger"),
-        ),
+        login_step("smoke-again", file, lambda: actions.smoke("after"), again=" again"),
     )
-
-
-def _addresses(file: CutoverFile) -> tuple[str, ...]:
-    return (file.vault.address, *decommission_of(file).other_nodes)
 
 
 def make_plan(file: CutoverFile, steps: Sequence[Step], inputs: RemovalInputs, now: RemovalState | None) -> Plan:

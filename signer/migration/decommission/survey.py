@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from signer.api_client import ApiClient
 from signer.errors import BadFormat, SignerError
-from signer.migration.config import CutoverFile, DecommissionFacts
-from signer.migration.cutover.preconditions import ConfigInputs, check_operator, plan_value
-from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, Terms, blockers
+from signer.migration.config import CutoverFile, DecommissionFacts, decommission_of
+from signer.migration.cutover.preconditions import check_operator, plan_value
+from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, RecordedCutover, blockers
 from signer.migration.decommission.snapshot import Origin, check_origin, check_snapshot
 from signer.migration.evidence.redact import Guard
 from signer.migration.evidence.store import Evidence
@@ -50,23 +50,10 @@ def blocked(found: list[Blocker]) -> Blocked:
 
 @dataclass(frozen=True, slots=True)
 class RemovalReadiness:
-    """The facts that were read, and the blockers."""
-
     inventory: Inventory
     ledger: LedgerFacts
     checks: Checks
     blockers: list[Blocker]
-
-
-def decommission_of(file: CutoverFile) -> DecommissionFacts:
-    """The table [decommission] of cutover.toml; raises `SignerError` if it is missing."""
-    if file.decommission is None:
-        raise SignerError(
-            "decommission_not_configured",
-            "cutover.toml has no table [decommission]",
-            "add it: see runbooks/vault-decommission.md",
-        )
-    return file.decommission
 
 
 def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
@@ -84,15 +71,7 @@ def read_readiness(file: CutoverFile, api: ApiClient) -> RemovalReadiness:
         since = _local_since(file, ledger.cutover)
         ledger = replace(ledger, cutover=replace(ledger.cutover, local_since=since))
     checks = replace(_check(file, wanted, api, inventory, ledger.cutover), clocks=clocks)
-    terms = Terms(
-        soak=wanted.soak,
-        mount=file.vault.mount,
-        has_snapshot_file=wanted.snapshot_file is not None,
-        addresses=frozenset((file.vault.address, *wanted.other_nodes)),
-        audit_gaps=wanted.audit_gaps,
-        audit_log=str(wanted.audit_log or ""),
-    )
-    return RemovalReadiness(inventory, ledger, checks, blockers(inventory, ledger, checks, terms, int(time.time())))
+    return RemovalReadiness(inventory, ledger, checks, blockers(inventory, ledger, checks, file, int(time.time())))
 
 
 def _skew(clock: Callable[[], int]) -> int:
@@ -136,7 +115,7 @@ def _check(
     commands = (wanted.stop_command, wanted.remove_data_command)
     if wanted.audit_log is not None:
         try:
-            audit = _audit(wanted, inventory, cutover)
+            audit = _audit(wanted.audit_log, wanted.audit_log_prefix, inventory, cutover)
         except SignerError as error:
             audit_fault = error
     return Checks(
@@ -149,13 +128,12 @@ def _check(
     )
 
 
-def _audit(wanted: DecommissionFacts, inventory: Inventory, cutover: RecordedCutover | None) -> AuditFacts | None:
-    assert wanted.audit_log is not None, "checked by the caller"  # noqa: S101
+def _audit(log: Path, prefix: str, inventory: Inventory, cutover: RecordedCutover | None) -> AuditFacts:
     own = inventory.own_token
     hashes = frozenset(digest for digest in (own.hashes if own else ()) if digest)
-    prefixes = (wanted.audit_log_prefix, *(device.prefix for device in inventory.audit_devices))
+    prefixes = (prefix, *(device.prefix for device in inventory.audit_devices))
     since = cutover.at if cutover else 0
-    return read_audit_log(wanted.audit_log, since, hashes, prefixes=prefixes, clean=Guard().clean)
+    return read_audit_log(log, since, hashes, prefixes=prefixes, clean=Guard().clean)
 
 
 def _evidence_faults(file: CutoverFile, api: ApiClient, cutover: RecordedCutover) -> tuple[str, ...]:
@@ -222,7 +200,7 @@ def _smoke_fault(file: CutoverFile, api: ApiClient) -> SignerError | None:
 class RemovalInputs(PlanPart):
     """Everything that must not change until the end; nothing from Vault, which is gone by then."""
 
-    config: ConfigInputs
+    config: Mapping[str, str]
     cutover: Mapping[str, int | str]
     operator: str
     policy: Mapping[str, str]
@@ -235,7 +213,7 @@ class RemovalInputs(PlanPart):
 
 @dataclass(frozen=True, slots=True)
 class RemovalState(PlanPart):
-    """The service's mode and Vault's inventory before the removal."""
+    """The service's mode, and Vault's inventory without tokens and leases, which change by themselves and by use."""
 
     mode: str
     vault: Mapping[str, Any]
@@ -243,7 +221,7 @@ class RemovalState(PlanPart):
 
 @dataclass(frozen=True, slots=True)
 class RemovalGoal(PlanPart):
-    """Vault and its data after the removal."""
+    """Vault and its data after a removal, in words."""
 
     vault: str
     data: str
@@ -259,7 +237,7 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
     if wanted.snapshot_file is not None:
         taken = {"from": str(wanted.snapshot_file), "sha256": wanted.snapshot_sha256}
     return RemovalInputs(
-        config=ConfigInputs(str(path), file.digest),
+        config={"path": str(path), "digest": file.digest},
         cutover={} if cutover is None else {"event": cutover.seq, "evidence": cutover.evidence},
         operator=operator.name,
         policy={"digest": policy.digest, "ca": policy.ca.fingerprint},
@@ -277,7 +255,6 @@ def read_inputs(file: CutoverFile, path: Path, api: ApiClient) -> RemovalInputs:
 
 
 def state_of(found: RemovalReadiness) -> RemovalState:
-    """The state without tokens and leases, which change by themselves and by use."""
     inventory = found.inventory.as_json()
     for name in ("at", "leases", "tokens", "own_token", "unread", "index"):
         del inventory[name]

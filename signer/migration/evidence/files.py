@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from signer.files import open_unread
+from signer.files import open_regular
 
 SUMS: Final = "SHA256SUMS"
 LEDGER: Final = "ledger.json"
@@ -24,7 +24,7 @@ JSON_LIMIT: Final = 16 << 20  # bytes
 MAX_FILES: Final = 5_000
 _CHUNK: Final = 1 << 20
 _WORD: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_NAME: Final = re.compile(f"{_WORD}(?:/{_WORD})?", re.ASCII)
+NAME: Final = re.compile(f"{_WORD}(?:/{_WORD})?", re.ASCII)  # of a file: one word, or one folder and one word
 _LINE: Final = re.compile(rf"([0-9a-f]{{64}})  ({_WORD}(?:/{_WORD})?)", re.ASCII)
 
 
@@ -35,11 +35,6 @@ class UnexpectedFile(Exception):
         super().__init__(name, what)
         self.name = name
         self.what = what
-
-
-def is_name(name: str) -> bool:
-    """True for a valid name of an evidence file: one word, or one folder and one word."""
-    return _NAME.fullmatch(name) is not None
 
 
 def numbered(folder: str, number: int, name: str, suffix: str) -> str:
@@ -74,7 +69,6 @@ def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def kind_of(facts: os.stat_result) -> str:
-    """The kind of an entry that is not a regular file, in words."""
     kinds = {
         stat.S_IFLNK: "a link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
         stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
@@ -89,26 +83,24 @@ def read_bounded(folder: Path, name: str, limit: int | None) -> bytes:
 
 def read_pieces(folder: Path, name: str, limit: int | None) -> Iterator[bytes]:
     """The same in pieces."""
+
+    def check(facts: os.stat_result) -> None:
+        if not stat.S_ISREG(facts.st_mode):
+            raise UnexpectedFile(name, f"is {kind_of(facts)}")
+
     try:
-        descriptor = open_unread(folder / name)
+        file = open_regular(folder / name, check=check)
     except OSError as error:
         if error.errno == errno.ELOOP:  # O_NOFOLLOW at a link
             raise UnexpectedFile(name, "is a link") from None
         raise
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise UnexpectedFile(name, f"is {kind_of(facts)}")
-        left = facts.st_size if limit is None else limit
-        while piece := os.read(descriptor, _CHUNK):
+    with file:
+        left = os.fstat(file.fileno()).st_size if limit is None else limit
+        while piece := file.read(_CHUNK):
             left -= len(piece)
             if left < 0:
-                raise UnexpectedFile(
-                    name, f"has over {limit:,} bytes" if limit is not None else "grew while it was read"
-                )
+                raise UnexpectedFile(name, "grew while it was read" if limit is None else f"has over {limit:,} bytes")
             yield piece
-    finally:
-        os.close(descriptor)
 
 
 def sum_of(folder: Path, name: str, limit: int) -> tuple[str, int]:

@@ -46,6 +46,7 @@ _SENTENCES: Final[Mapping[tuple[str, str], str]] = {
     ),
 }
 _CODE: Final = re.compile(r"(?:sha256:|SHA256:|/)\S+|\S{40,}")  # digests, paths and other text without a place to break
+_STEP_TIMES: Final = ("steps", "began_ms")
 _SEALING: Final = "seal"  # the step that renders this page
 _DIFFERENCE: Final = (("field", "field"), ("ours", "ours"), ("Vault's", "vaults"), ("why", "why"))  # title, name
 _WIDEST_CELL: Final = 240  # characters
@@ -131,7 +132,8 @@ def render_page(run: str, files: Mapping[str, bytes]) -> str:
             if name not in ("evidence.html", "SHA256SUMS", "ledger.json")
         ],
     }
-    return _template().render(page=page, style=_style(), style_hash=_style_hash())
+    style, style_hash = _style()
+    return _template().render(page=page, style=style, style_hash=style_hash)
 
 
 @cache
@@ -157,14 +159,10 @@ def _template() -> Template:
 
 
 @cache
-def _style() -> str:
-    return (_TEMPLATES / "evidence.css").read_text()
-
-
-@cache
-def _style_hash() -> str:
-    """For the content security policy: this style and no other."""
-    return "sha256-" + base64.b64encode(sha256(_style().encode()).digest()).decode()
+def _style() -> tuple[str, str]:
+    """The style, and its hash for the content security policy: this style and no other."""
+    style = (_TEMPLATES / "evidence.css").read_text()
+    return style, "sha256-" + base64.b64encode(sha256(style.encode()).digest()).decode()
 
 
 # --- reading the run's files -----------------------------------------------------------------------------------------
@@ -259,11 +257,13 @@ def _pause(read: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> str
 def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Link name, heading and content of the generic sections."""
     parity = read.get("parity.json")
+    # What the table of steps does not show.
+    timings = {name: value for name, value in mapping(read.get("timings.json")).items() if name not in _STEP_TIMES}
     for name, heading, value in (
         ("preflight", "Preflight on the host", read.get("preflight.json")),
         ("parity", "Vault and the local CA compared", None if parity_of(parity) else parity),
         ("inputs", "What the plan depended on", plan.get("inputs")),
-        ("timings", "Timings", _timings(mapping(read.get("timings.json")))),
+        ("timings", "Timings", timings),
         ("versions", "Versions", read.get("versions.json")),
     ):
         if value:
@@ -273,11 +273,6 @@ def _sections(plan: Mapping[str, Any], read: Mapping[str, Any]) -> Iterator[tupl
     for file, value in sorted(read.items()):
         if file not in known and value and "/" not in file:
             yield re.sub(r"[^a-z]+", "-", file.lower()), _words(file.removesuffix(".json")).capitalize(), value
-
-
-def _timings(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The timings that the table of steps does not show."""
-    return {name: item for name, item in value.items() if name not in ("steps", "began_ms")}
 
 
 def _logs(files: Mapping[str, bytes]) -> Iterator[tuple[str, str, int]]:

@@ -52,13 +52,9 @@ _SHARES_NAME: Final = re.compile(_KEY_SHARES)
 _CAPITAL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
-def _snake(name: str) -> str:
-    return _CAPITAL.sub("_", name).replace("-", "_").lower()
-
-
 def _secret_names(names: Iterable[str]) -> set[str]:
     """Those of the names of one object whose values are secrets. `keys` is one beside another form of key shares."""
-    found = {name: _snake(name) for name in names}
+    found = {name: _CAPITAL.sub("_", name).replace("-", "_").lower() for name in names}  # in snake case
     has_shares = any(_SHARES_NAME.fullmatch(name) for name in found.values())
     return {name for name, snake in found.items() if _SECRET_NAME.fullmatch(snake) or (has_shares and snake == "keys")}
 

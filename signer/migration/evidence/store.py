@@ -29,7 +29,8 @@ from signer.units import plain, timestamp
 RESERVE: Final = 4 << 20  # bytes: enough for outcome, page, sums and journal of a large run
 SUPERSEDED: Final = "superseded"
 _RESERVED: Final = ".reserved"
-_RUN: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(?:-\d+)?-([a-z]+)", re.ASCII)
+# Time, number from 2 among the runs of one second, and operation.
+RUN_NAME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)(?:-(\d+))?-(cutover|rollback|decommission)", re.ASCII)
 
 
 class Evidence:
@@ -45,8 +46,7 @@ class Evidence:
         """A new directory in `parent`, which is created with mode 0700 if missing; `now` is seconds since 1970."""
         folder = parent / _run_name(operation, now, 1)
         with os_errors(_unwritable):
-            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            check_private(parent)
+            make_private(parent)
             again = 1
             while os.path.lexists(folder):
                 again += 1
@@ -58,20 +58,13 @@ class Evidence:
     @classmethod
     def open(cls, folder: Path, guard: Guard | None = None) -> Self:
         """The directory of a run that is resumed; raises `NotFound`."""
-        if _RUN.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
+        if RUN_NAME.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
             raise NotFound("evidence_missing", f"run {folder.name} does not exist", "see the evidence directory")
         return cls(folder, guard)
 
     @property
     def run(self) -> str:
         return self.folder.name
-
-    @property
-    def operation(self) -> str:
-        match = _RUN.fullmatch(self.run)
-        if match is None:
-            raise ValueError(f"{self.run!a} is not a run name")
-        return match[1]
 
     # --- collecting -------------------------------------------------------------------------------------------------
 
@@ -108,7 +101,7 @@ class Evidence:
 
     def _collect(self, name: str, content: bytes) -> None:
         """Adds a file. A run that is in the ledger is final; one that is only sealed continues, its seal superseded."""
-        if not files.is_name(name):
+        if files.NAME.fullmatch(name) is None:
             raise ValueError(f"{name!a} is not a name of an evidence file")
         if self._holds(name, content):
             return
@@ -202,7 +195,7 @@ class Evidence:
         said = {
             **(facts or {}),
             "run": self.run,
-            "operation": self.operation,
+            "operation": operation_of(self.run),
             "outcome": outcome,
             "plan": plan.get("digest") if isinstance(plan, dict) else None,
         }
@@ -270,18 +263,24 @@ class Evidence:
 def _run_name(operation: str, now: float, again: int) -> str:
     """`2026-11-22T14-05-02Z-cutover`; `again` counts the runs of one second."""
     moment = timestamp(int(now)).replace(":", "-")
-    name = f"{moment}-{operation}" if again == 1 else f"{moment}-{again}-{operation}"
-    if _RUN.fullmatch(name) is None:
-        raise ValueError(f"{operation!a} is not an operation name")
-    return name
+    return f"{moment}-{operation}" if again == 1 else f"{moment}-{again}-{operation}"
+
+
+def operation_of(run: str) -> str:
+    """The operation in a run's name; raises `ValueError` if it is not one."""
+    match = RUN_NAME.fullmatch(run)
+    if match is None:
+        raise ValueError(f"{run!a} is not a run name")
+    return match[3]
 
 
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
 
 
-def check_private(parent: Path) -> None:
-    """Raises `SignerError` if other users could write runs there, or `OSError`."""
+def make_private(parent: Path) -> None:
+    """Makes the directory, 0700, if needed; raises `SignerError` if other users could write there, or `OSError`."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = parent.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o022 or facts.st_uid not in (0, os.geteuid()):
         raise SignerError(

@@ -132,7 +132,7 @@ def test_up_keeps_the_container_of_the_same_image_and_an_upgrade_replaces_it(
 def test_a_trial_runs_beside_the_service_and_leaves_nothing(service: DockerService) -> None:
     before = service.commands.running()
     with trial(service.facts, environ=service.engine.environ) as tried:
-        assert tried.health["ca_fingerprint"] == service.ca.fingerprint
+        assert tried.health.ca_fingerprint == service.ca.fingerprint
         place = Path(tried.address.removeprefix("unix:"))
         assert (place.parent.stat().st_uid, place.parent.stat().st_mode) == (0, 0o040700)
         assert len(service.made(trial_project(service.facts))) == 2

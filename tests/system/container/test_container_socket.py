@@ -66,7 +66,7 @@ def test_audit_3d2_the_overlay_gives_the_hosts_clients_a_socket_and_a_trial_anot
         merged.write_text(_joined(base, more))
         whole = ComposeFacts((str(command),), "podman", contained.project, merged, overlay, API, contained.variables)
         with trial(whole, environ=engine.environ) as tried:
-            assert tried.health["ca_fingerprint"] == contained.ca.fingerprint
+            assert tried.health.ca_fingerprint == contained.ca.fingerprint
             assert tried.address != f"unix:{place}"
         assert place.stat().st_ino == facts.st_ino
         assert Compose(whole, engine.environ).running() is not None

@@ -13,7 +13,7 @@ import pytest
 
 from signer.ledger.checkpoint import check_cosignature, parse_note, parse_signatures, parse_vkey
 from signer.witness.server import MAX_BODY, MAX_CONNECTIONS, MAX_OF_ADDRESS
-from signer.witness.state import hash_origin
+from signer.witness.state import Log
 from tests.parts import ports
 from tests.parts.service import ROOT
 from tests.parts.small_log import SmallLog
@@ -52,7 +52,7 @@ def test_a_rewritten_log_is_refused_by_a_witness_that_was_killed_after_each_answ
     assert add(witness, 8, 7, rewritten)[0] == 400
     listed = witness.run("list")
     assert (listed.returncode, listed.stdout.splitlines()[1].split()[2:]) == (1, ["1", "1", LOG.origin])
-    status, newest = witness.ask("GET", f"/{hash_origin(LOG.origin)}/checkpoint")
+    status, newest = witness.ask("GET", f"/{Log(LOG.origin, ()).origin_hash}/checkpoint")
     assert (status, parse_note(newest).text) == (200, LOG.note(8).text)
     check_cosignature(parse_note(newest), key)
     assert b"REFUSED" in witness.log_file.read_bytes()

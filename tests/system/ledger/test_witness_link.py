@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import pytest
 
@@ -37,7 +37,7 @@ def peer(answer: Callable[[socket.socket], None]) -> Iterator[tuple[HttpWitness,
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            with closing(HttpWitness(f"http://{ports.LOOPBACK}:{listener.getsockname()[1]}/")) as link:
+            with HttpWitness(f"http://{ports.LOOPBACK}:{listener.getsockname()[1]}/") as link:
                 yield link, heads
         finally:
             listener.shutdown(socket.SHUT_RDWR)
@@ -54,8 +54,8 @@ def sending(*parts: bytes) -> Callable[[socket.socket], None]:
 
 def test_an_answer_is_passed_on_and_no_secret_is_sent() -> None:
     with peer(sending(HEAD % 2, b"ok")) as (link, heads):
-        assert link.post("/add-checkpoint", b"old 0\n") == Answer(200, b"ok")
-        assert link.get("/x/checkpoint") == Answer(200, b"ok")
+        assert link.ask("/add-checkpoint", b"old 0\n") == Answer(200, b"ok")
+        assert link.ask("/x/checkpoint") == Answer(200, b"ok")
     assert heads[0].startswith(b"POST /add-checkpoint HTTP/1.1\r\n")
     assert heads[1].startswith(b"GET /x/checkpoint HTTP/1.1\r\n")
     assert not any(b"authorization" in head.lower() for head in heads)
@@ -64,7 +64,7 @@ def test_an_answer_is_passed_on_and_no_secret_is_sent() -> None:
 def test_a_redirect_is_not_followed() -> None:
     redirect = b"HTTP/1.1 307 T\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
     with peer(sending(redirect)) as (link, heads):
-        assert link.post("/add-checkpoint", b"") == Answer(307, b"")
+        assert link.ask("/add-checkpoint", b"") == Answer(307, b"")
     assert len(heads) == 1
 
 
@@ -80,7 +80,7 @@ def test_a_redirect_is_not_followed() -> None:
 )
 def test_without_a_whole_answer_it_is_unreachable(parts: tuple[bytes, ...]) -> None:
     with peer(sending(*parts)) as (link, _), pytest.raises(Unavailable) as caught:
-        link.get("/x")
+        link.ask("/x")
     assert caught.value.code == "witness_unreachable"
 
 
@@ -102,12 +102,12 @@ def test_one_that_hangs_or_drips_is_given_up_in_time(monkeypatch: pytest.MonkeyP
     for answer in (drip, hang):
         with peer(answer) as (link, _):
             with pytest.raises(Unavailable) as caught:
-                link.get("/x")
+                link.ask("/x")
             over.set()
         over.clear()
         assert "no answer in time" in caught.value.text
 
 
 def test_nobody_there_is_unreachable() -> None:
-    with closing(HttpWitness(f"http://{ports.LOOPBACK}:{ports.free_port()}")) as link, pytest.raises(Unavailable):
-        link.get("/x")
+    with HttpWitness(f"http://{ports.LOOPBACK}:{ports.free_port()}") as link, pytest.raises(Unavailable):
+        link.ask("/x")

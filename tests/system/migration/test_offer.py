@@ -41,7 +41,7 @@ def certificate(ca: Key, tmp_path: Path) -> str:
 def target_of(sshd: Sshd, keyring: KeyRing, folder: Path) -> Target:
     known_hosts = folder / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{sshd.port} {keyring('ed25519', 'host').public_line}\n")
-    return Target("edge1", "127.0.0.1", sshd.port, sshd.user, known_hosts, None)
+    return Target("edge1", "127.0.0.1", sshd.user, known_hosts, sshd.port)
 
 
 def refused(target: Target, certificate: str) -> SmokeFailed:
@@ -129,7 +129,7 @@ def test_a_host_that_does_not_answer_or_is_another_is_no_answer(
 
 
 def test_what_is_no_certificate_is_not_offered(keyring: KeyRing, tmp_path: Path) -> None:
-    target = Target("edge1", "127.0.0.1", 1, "root", tmp_path / "known_hosts", None)
+    target = Target("edge1", "127.0.0.1", "root", tmp_path / "known_hosts", 1)
     for line in ("", "ssh-ed25519", keyring("ed25519", "ca").public_line):
         with pytest.raises(BadFormat):
             offer_certificate(target, line, NO_SIGNER)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.parts import missing
+from tests.parts.agents import PIN, SO_PIN, SOFTHSM
 from tests.parts.booted import BootedMachine, booted_machine
 from tests.parts.command_blocks import read_command_blocks
 from tests.parts.documents import blocks, document
@@ -214,3 +215,41 @@ def test_units_that_wait_for_each_other_are_found(machine: BootedMachine) -> Non
     )
     ran = machine.run("systemctl daemon-reload; systemd-analyze verify --man=no /etc/systemd/system/signer-*.* 2>&1")
     assert "ordering cycle" in ran.out, ran.out
+
+
+@missing.needs_softhsm
+def test_a_ca_key_in_a_token_is_loaded_at_boot_with_a_pin_that_only_this_machine_decrypts(
+    machine: BootedMachine,
+) -> None:
+    """SoftHSM stands for the token: its folder is the one thing that the agent's unit has to be shown more."""
+    page = document("runbooks/operate/ca-key-in-hardware.md")
+    (credential,) = (one.text for one in read_command_blocks() if "--name=ca-pin" in one.text)
+    machine.write("/srv/hsm/softhsm2.conf", "directories.tokendir = /srv/hsm/tokens\nlog.level = ERROR\n")
+    as_keeper = "runuser -u signer-keeper -- env SOFTHSM2_CONF=/srv/hsm/softhsm2.conf"
+    made = f"--login --pin {PIN} --keypairgen --id 01 --key-type EC:prime256v1 --label signer-ca"
+    do(
+        machine,
+        "mkdir -p /srv/hsm/tokens; chown -R signer-keeper: /srv/hsm; "
+        f"{as_keeper} softhsm2-util --init-token --free --label ca --so-pin {SO_PIN} --pin {PIN}; "
+        f"{as_keeper} pkcs11-tool --module {SOFTHSM} {made}",
+    )
+    listed = do(machine, f"{as_keeper} ssh-keygen -D {SOFTHSM} >/root/ca.pub; ssh-keygen -l -f /root/ca.pub")
+    pin = listed.split()[1]
+    do(machine, f"signer init /etc/signer --yes --ca ssh-agent --ca-fingerprint {pin}")
+    for name, text in zip(("load-ca-key", "ca-pin"), blocks(page, "sh"), strict=True):
+        machine.write(f"/etc/signer/{name}", text, 0o755)
+    drop_in = "/etc/systemd/system/signer-agent.service.d"
+    machine.write(f"{drop_in}/pin.conf", next(text for text in blocks(page, "ini") if "ca-pin" in text))
+    machine.write(
+        f"{drop_in}/token.conf",
+        "[Service]\nEnvironment=SOFTHSM2_CONF=/srv/hsm/softhsm2.conf\nReadWritePaths=/srv/hsm\n",
+    )
+    typed = machine.run(credential, f"{PIN}\n", terminal=True)
+    assert typed.status == 0, typed.out
+    assert PIN not in do(machine, "cat /etc/signer/ca-pin.cred")
+    do(machine, f"systemctl daemon-reload; systemctl enable --now signer-agent; {_ENABLE}; {_READY}; {_SIGN}")
+    machine.reboot(in_order=False)
+    assert json.loads(do(machine, _READY))["ca_fingerprint"] == pin
+    do(machine, _SIGN)
+    assert "ca_agent_key_missing" not in log(machine, "signer-keeper")
+    assert do(machine, "systemctl is-system-running").strip() == "running"

@@ -60,7 +60,7 @@ def place(start_service: StartService, start_sshd: StartSshd, keyring: KeyRing, 
 def target_of(sshd: Sshd, keyring: KeyRing, folder: Path, name: str = "one") -> Target:
     known_hosts = folder / f"known-{name}"
     known_hosts.write_text(f"[127.0.0.1]:{sshd.port} {keyring('ed25519', 'host').public_line}\n")
-    return Target(name, "127.0.0.1", sshd.port, sshd.user, known_hosts, str(sshd.folder / "trusted_ca"))
+    return Target(name, "127.0.0.1", sshd.user, known_hosts, sshd.port, sshd.folder / "trusted_ca")
 
 
 def failed(act: Callable[[], object]) -> SmokeFailed:
@@ -170,8 +170,8 @@ def test_the_hosts_ca_file_is_read_over_a_login(place: Place, keyring: KeyRing) 
     assert seen.facts["trusted"] is True
 
 
-@pytest.mark.parametrize("file", [None, "/no/such file; echo x", "/root"])
-def test_where_it_cannot_be_read_that_is_an_observation(place: Place, file: str | None) -> None:
+@pytest.mark.parametrize("file", [None, Path("/no/such file; echo x"), Path("/root")])
+def test_where_it_cannot_be_read_that_is_an_observation(place: Place, file: Path | None) -> None:
     seen = read_trusted_cas(replace(place.target, trusted_ca_file=file), place.signer, place.ca)
     assert seen.facts["trusted"] is None
     assert seen.summary.startswith("one: cannot be read beforehand")

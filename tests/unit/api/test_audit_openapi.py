@@ -13,8 +13,7 @@ from signer.api import openapi
 from signer.errors import SignerError
 from signer.model import LONGEST_VALIDITY, MAX_KEY_ID, MAX_PUBLIC_KEY, MAX_REASON, OPTION_NAMES, PRINCIPAL
 from signer.policy.decide import decide
-from signer.protocol.bodies import read_body_as
-from signer.protocol.freeze_request import FreezeBody
+from signer.protocol.bodies import FreezeBody, read_body_as
 from signer.protocol.operations import OperationBody
 from signer.protocol.sign_request import Number, read_native_sign
 from signer.ssh.publickey import parse_public_key

@@ -33,11 +33,12 @@ from signer.model import MAX_PUBLIC_KEY, Caller, hide_tokens
 from signer.policy.decide import Policy
 from signer.policy.rules import check_cidr_list
 from signer.policy.tokens import is_mistyped, token_digest
+from signer.protocol.bodies import read_body_as
 from signer.protocol.commands import MAX_HEADER, Sign, Unauthenticated, read_command, split_message
 from signer.protocol.go_duration import BadDuration, go_nanoseconds
 from signer.protocol.go_json import has_too_many_strings, is_too_deep, unverified_text, well_formed
 from signer.protocol.log_limit import WINDOW, LogLimit
-from signer.protocol.operations import read_operation
+from signer.protocol.operations import OperationBody
 from signer.protocol.replies import MetricsText, decode_reply, encode_reply, expect
 from signer.protocol.sign_request import (
     MAX_BODY,
@@ -47,7 +48,7 @@ from signer.protocol.sign_request import (
     read_vault_sign,
     vault_sign_warnings,
 )
-from signer.safe_session.http import _read_all, parse_response
+from signer.safe_session.http import Incoming, read_response
 from signer.safe_session.response import check_certificate, parse_object
 from signer.settings import Proxies, load_settings
 from signer.ssh.publickey import parse_public_key
@@ -302,10 +303,7 @@ class _Wire:
     def __init__(self, data: bytes, piece: int = 8) -> None:
         self._data, self._piece, self._at = data, piece, 0
 
-    def settimeout(self, _seconds: float) -> None:
-        """It never waits."""
-
-    def recv(self, _size: int) -> bytes:
+    def receive(self) -> bytes:
         self._at += self._piece
         return self._data[self._at - self._piece : self._at]
 
@@ -314,7 +312,7 @@ def _answered(text: str) -> None:
     raw = b"HTTP/1.1 201 Created\r\nX: " + _raw(text)
     for whole in (raw, raw.replace(b"X: ", b"Content-Length: 99999\r\n\r\n", 1)):
         with suppress(SignerError):
-            parse_response(_read_all(_Wire(whole), time.monotonic() + 60), "there")  # type: ignore[arg-type]
+            read_response(Incoming(_Wire(whole).receive, "there"))
 
 
 def _answer_body(text: str) -> None:
@@ -343,7 +341,7 @@ READERS: dict[str, tuple[Reader, int]] = {
     "audit_A1 strings and depth of JSON": (lambda text: (has_too_many_strings(text), is_too_deep(text)), MAX_BODY),
     "audit_A1 a body in Vault's shape": (_vault_body, MAX_BODY - 20),
     "audit_A1 a native body": (_native_body, MAX_BODY - 30),
-    "audit_A1 an operation's body": (lambda text: read_operation(decode_body(_raw(text))), MAX_BODY),
+    "audit_A1 an operation's body": (lambda text: read_body_as(OperationBody, decode_body(_raw(text))), MAX_BODY),
     "audit_A1 a message's line": (_header_line, MAX_HEADER // 2),
     "audit_A2 a form": (lambda text: decode_body(_raw(text), FORM), MAX_BODY),
     "audit_A2 a Content-Type": (lambda text: (is_form(text), is_form(FORM + text)), MAX_FIELD),

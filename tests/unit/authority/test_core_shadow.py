@@ -28,8 +28,8 @@ from signer.protocol.replies import Reply
 from signer.service.key_source import FileSource
 from signer.service.reload import Reloader
 from signer.settings import load_settings
-from signer.signing import CertifyInPool
 from signer.ssh.certificate import CertificateFields, decode_certificate
+from signer.ssh.signing import CertifyInPool
 from signer.vault.parity import Difference, compare_certificates
 from tests.parts import builders, vault_episodes
 from tests.parts.builders import NOW, MemoryStore, PretendKey, rotations

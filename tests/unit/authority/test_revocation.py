@@ -17,8 +17,9 @@ from signer.authority.freezes import local_identity
 from signer.authority.revocation import LIST_EVERY
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.ledger.reader import REACH
-from signer.ledger.revocation_list import read_list
+from signer.ledger.revoked import read_list
 from signer.model import Caller, Event, Filter, Revocation
+from signer.protocol.bodies import read_revocation
 from signer.protocol.commands import (
     Explain,
     Freeze,
@@ -29,7 +30,6 @@ from signer.protocol.commands import (
     ShowCertificate,
     Unfreeze,
 )
-from signer.protocol.revocation_request import read_revocation
 from signer.ssh.krl import ANY_CA, decode_krl, encode_krl
 from tests.parts import agent_episodes
 from tests.parts.builders import (

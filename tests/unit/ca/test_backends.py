@@ -7,11 +7,11 @@ import logging
 import pytest
 
 from signer.ca.agent import CaAgent
-from signer.ca.backends import AgentBackend, Backend, FileBackend, SlowAgent, SlowVault, VaultBackend
+from signer.ca.backends import SLOW_AGENT, SLOW_VAULT, AgentBackend, Backend, FileBackend, VaultBackend
 from signer.errors import SignerError, Unavailable
 from signer.model import Grant, PublicKey, Returned
-from signer.signing import CertifyInPool, SignAtOnce, SignInPool
 from signer.ssh.fingerprint import fingerprint_of
+from signer.ssh.signing import CertifyInPool, SignAtOnce, SignInPool
 from tests.parts import builders
 from tests.parts.agents import FakeAgent
 from tests.parts.builders import PretendKey
@@ -135,7 +135,7 @@ def test_an_agent_that_lists_its_key_and_does_not_sign_is_not_ready_until_it_sig
 
 def test_callers_of_a_slow_signer_wait_within_a_deadline_and_are_told_in_words_without_secrets() -> None:
     fault = RuntimeError("with a token in it")
-    for slow, name, deadline in ((SlowVault(), "vault", 5.0), (SlowAgent(), "ca_agent", 3.0)):
+    for slow, name, deadline in ((SLOW_VAULT, "vault", 5.0), (SLOW_AGENT, "ca_agent", 3.0)):
         assert slow.deadline == deadline
         errors = slow.busy(64), slow.late(), slow.failed(fault), slow.stopping()
         assert [error.code for error in errors] == [f"{name}_busy", f"{name}_slow", f"{name}_failed", "keeper_stopping"]

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -149,7 +151,9 @@ def test_what_a_failed_command_printed_is_shown_above_the_hint_to_fix_it(capsys:
     said = "\n".join(f"line {number}\x1b[2J" for number in range(30))
     error = ComposeFailed("compose_failed", "compose ended with status 1", "see the output above", said)
     result = RunResult(RunOutcome.ROLLED_BACK, error)
-    assert show_end(result, "run", "", 1.0, False, {RunOutcome.ROLLED_BACK: "not cut over"}) == 1
+    state = SimpleNamespace(evidence="")
+    run: Any = SimpleNamespace(evidence=SimpleNamespace(folder="run"), journal=SimpleNamespace(state=state))
+    assert show_end(result, run, 1.0, {RunOutcome.ROLLED_BACK: "not cut over"}, as_json=False) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "signer: error: not cut over"
     assert lines[1:21] == [f"  line {number}\\x1b[2J" for number in range(10, 30)]

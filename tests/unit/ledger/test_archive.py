@@ -38,7 +38,7 @@ from signer.ledger.origin import ledger_keys, origins
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import REACH, LedgerReader
 from signer.ledger.restore import Restoration
-from signer.ledger.revocation_list import read_list
+from signer.ledger.revoked import read_list
 from signer.ledger.schema import ARCHIVED_TRIGGERS, FILE_NAME
 from signer.ledger.store import LOCK_NAME, Ledger
 from signer.ledger.subtrees import TreeReader

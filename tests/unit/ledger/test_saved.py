@@ -11,21 +11,24 @@ import pytest
 from signer.errors import BadNote, LedgerBroken, NotFound, SignerError, Unavailable
 from signer.ledger.audit import verify
 from signer.ledger.checkpoint import (
+    CLOCK_TOLERANCE,
     COSIGNATURE_KIND,
     NOTE_KIND,
     Checkpoint,
+    Demand,
     Note,
+    SavedCheckpoint,
     VerifierKey,
     check_note,
     cosign,
     parse_checkpoint,
     parse_note,
+    read_saved,
     sign_note,
 )
 from signer.ledger.origin import ledger_keys, origins
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
-from signer.ledger.saved import CLOCK_TOLERANCE, Demand, SavedCheckpoint, read_saved
 from signer.ledger.store import Ledger
 from signer.ledger.tree import CompactRange, check_consistency
 from signer.model import Event

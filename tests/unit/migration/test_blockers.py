@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signer.error_catalogue import CATALOGUE
 from signer.errors import SignerError
-from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, Terms, blockers
+from signer.migration.config import CutoverFile, decommission_of
+from signer.migration.decommission.blockers import Blocker, Checks, LedgerFacts, blockers
 from signer.vault.audit_log import BrokenLine, Client, Gap, Signature
 from signer.vault.inventory import SNAPSHOT, AuditDevice, Inventory, KvEntries, Mount, Server, Unread
-from tests.parts.removal import AUDIT, CHECKS, CLEAR, CUT_OVER, HOUR, LEDGER, NOW, OWN, TERMS
+from tests.parts.removal import AUDIT, CHECKS, CLEAR, CUT_OVER, FILE, HOUR, LEDGER, NOW, OWN
 from tests.parts.source import called_with, texts
 
 FAULT = SignerError("smoke_login_failed", "edge1: no login", "see edge1")
@@ -24,10 +26,10 @@ def found(
     inventory: Inventory = CLEAR,
     ledger: LedgerFacts = LEDGER,
     checks: Checks = CHECKS,
-    terms: Terms = TERMS,
+    file: CutoverFile = FILE,
     now: int = NOW,
 ) -> list[Blocker]:
-    return blockers(inventory, ledger, checks, terms, now)
+    return blockers(inventory, ledger, checks, file, now)
 
 
 def test_nothing_stands_in_the_way_of_a_clear_one() -> None:
@@ -50,7 +52,11 @@ def test_vault_may_sign_until_the_service_does_it_by_itself() -> None:
 
 
 ONE = Server("one", "a:8201", "http://a:8200")
-NAMED = replace(TERMS, addresses=frozenset({"http://a:8200"}))
+NAMED = replace(FILE, vault=replace(FILE.vault, address="http://a:8200"))
+
+
+def wanting(file: CutoverFile = FILE, **changes: Any) -> CutoverFile:
+    return replace(file, decommission=replace(decommission_of(file), **changes))
 
 
 def test_audit_5_without_an_audit_log_the_clock_that_judges_the_soak_is_compared_with_two_others() -> None:
@@ -66,21 +72,21 @@ PARTIAL = (AuditDevice("file/", "file", file_path="/a.log", is_partial=True),)
 
 def test_audit_5_a_node_that_is_named_and_a_single_one_are_in_nobodys_way() -> None:
     two = (ONE, Server("two", "b:8201", "http://b:8200/"))
-    assert found(replace(CLEAR, servers=two), terms=replace(NAMED, addresses=NAMED.addresses | {"http://b:8200"})) == []
-    assert found(replace(CLEAR, servers=(replace(ONE, api="http://elsewhere"),)), terms=NAMED) == []
+    assert found(replace(CLEAR, servers=two), file=wanting(NAMED, other_nodes=("http://b:8200",))) == []
+    assert found(replace(CLEAR, servers=(replace(ONE, api="http://elsewhere"),)), file=NAMED) == []
 
 
 def test_audit_5_a_gap_that_the_operator_answers_for_is_none() -> None:
     gap = Gap(CUT_OVER, CUT_OVER + HOUR, "")
-    accepted = replace(TERMS, audit_gaps=((CUT_OVER - 1, CUT_OVER + HOUR),))
-    assert found(checks=audited(gaps=(gap,)), terms=accepted) == []
-    assert len(found(checks=audited(gaps=(replace(gap, end=gap.end + 1),)), terms=accepted)) == 1
+    accepted = wanting(audit_gaps=((CUT_OVER - 1, CUT_OVER + HOUR),))
+    assert found(checks=audited(gaps=(gap,)), file=accepted) == []
+    assert len(found(checks=audited(gaps=(replace(gap, end=gap.end + 1),)), file=accepted)) == 1
 
 
 def test_audit_5_a_device_of_another_file_may_leave_entries_out() -> None:
     whole = AuditDevice("whole/", "file", file_path="/a.log")
     other = replace(PARTIAL[0], file_path="/b.log")
-    assert found(replace(CLEAR, audit_devices=(whole, other)), terms=replace(TERMS, audit_log="/a.log")) == []
+    assert found(replace(CLEAR, audit_devices=(whole, other)), file=wanting(audit_log=Path("/a.log"))) == []
 
 
 ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
@@ -108,12 +114,12 @@ ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
     ),
     "other nodes": (
         "other_nodes",
-        lambda: found(replace(CLEAR, servers=(ONE, Server("two", "b:8201", "http://b:8200"))), terms=NAMED),
+        lambda: found(replace(CLEAR, servers=(ONE, Server("two", "b:8201", "http://b:8200"))), file=NAMED),
         "2 nodes, and cutover.toml does not name two at http://b:8200",
     ),
     "a node that is down": (
         "other_nodes",
-        lambda: found(replace(CLEAR, servers=(ONE, Server("two", "b:8201", ""))), terms=NAMED),
+        lambda: found(replace(CLEAR, servers=(ONE, Server("two", "b:8201", ""))), file=NAMED),
         "two at b:8201 (not running)",
     ),
     "a line that is no entry": (
@@ -133,12 +139,12 @@ ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
     ),
     "no audit device": (
         "inventory_incomplete",
-        lambda: found(replace(CLEAR, audit_devices=()), terms=replace(TERMS, audit_log="/a.log")),
+        lambda: found(replace(CLEAR, audit_devices=()), file=wanting(audit_log=Path("/a.log"))),
         "no audit device",
     ),
     "a device that leaves out": (
         "inventory_incomplete",
-        lambda: found(replace(CLEAR, audit_devices=PARTIAL), terms=replace(TERMS, audit_log="/a.log")),
+        lambda: found(replace(CLEAR, audit_devices=PARTIAL), file=wanting(audit_log=Path("/a.log"))),
         "the options of file/ leave entries out",
     ),
     "soak": (
@@ -174,7 +180,7 @@ ALONE: dict[str, tuple[str, Callable[[], list[Blocker]], str]] = {
     "valid, by the role": (
         "vault_certificate_valid",
         lambda: found(
-            now=CUT_OVER + 1790, terms=replace(TERMS, soak=0),
+            now=CUT_OVER + 1790, file=wanting(soak=0),
             checks=audited(signatures=(Signature("ssh/", "llmops", CUT_OVER - 5),), last_at=CUT_OVER + 1790),
         ),
         "may be valid until",
@@ -261,7 +267,7 @@ def test_every_blocker_of_the_code_is_tried_and_told() -> None:
 
 
 def test_the_soak_is_over_in_its_last_second_and_not_before() -> None:
-    end = CUT_OVER + TERMS.soak
+    end = CUT_OVER + 72 * HOUR
     without_log = replace(CHECKS, audit=None)
     assert [one.code for one in found(now=end - 1, checks=without_log)] == ["soak_not_over"]
     assert found(now=end, checks=without_log) == []
@@ -276,9 +282,9 @@ def test_signatures_of_other_engines_are_not_the_ssh_engines() -> None:
 
 
 def test_a_snapshot_file_makes_up_for_storage_and_right() -> None:
-    given = replace(TERMS, has_snapshot_file=True)
+    given = wanting(snapshot_file=Path("/srv/snap"))
     own = replace(OWN, lacks=(SNAPSHOT,))
-    assert found(replace(CLEAR, storage="file", own_token=own), terms=given) == []
+    assert found(replace(CLEAR, storage="file", own_token=own), file=given) == []
     assert [one.code for one in found(replace(CLEAR, own_token=own))] == ["admin_token_unfit"]
 
 

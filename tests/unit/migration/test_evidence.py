@@ -17,7 +17,7 @@ from signer.errors import NotFound, SignerError
 from signer.migration.evidence import store as evidence_module
 from signer.migration.evidence.files import found_in, numbered
 from signer.migration.evidence.redact import Guard
-from signer.migration.evidence.store import Evidence
+from signer.migration.evidence.store import Evidence, operation_of
 from tests.parts.evidence import BEGAN, fill, sealed_run
 from tests.parts.marked_secrets import SECRETS
 
@@ -45,14 +45,14 @@ def everything(folder: Path) -> bytes:
 
 def test_a_run_is_named_for_its_time_and_operation(run: Evidence, parent: Path) -> None:
     assert run.folder == parent / "2026-11-22T14-05-02Z-cutover"
-    assert run.operation == "cutover"
+    assert operation_of(run.run) == "cutover"
     assert (mode_of(parent), mode_of(run.folder)) == (0o700, 0o700)
 
 
 def test_two_runs_of_one_second_have_two_directories(run: Evidence, parent: Path) -> None:
     other = Evidence.create(parent, "cutover", BEGAN + 0.9)
     assert other.run == "2026-11-22T14-05-02Z-2-cutover"
-    assert other.operation == "cutover"
+    assert operation_of(other.run) == "cutover"
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])

@@ -12,7 +12,7 @@ import pytest
 
 from signer.api_client import Readiness
 from signer.errors import SignerError
-from signer.migration.config import CutoverFile, parse_cutover_file
+from signer.migration.config import CutoverFile, decommission_of, parse_cutover_file
 from signer.migration.decommission.actions import RemovalActions
 from signer.migration.decommission.blockers import Blocker, RecordedCutover
 from signer.migration.decommission.steps import make_plan, removal_steps
@@ -21,7 +21,6 @@ from signer.migration.decommission.survey import (
     _evidence_faults,
     _local_since,
     blocked,
-    decommission_of,
     read_ledger,
     state_of,
 )

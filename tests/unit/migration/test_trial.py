@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from signer.api_client import Readiness
 from signer.migration import trial as composetrial
 from signer.migration.compose import Compose, ComposeFailed, ContainerState
 from tests.parts.fake_compose import FakePlatform
@@ -81,9 +81,9 @@ def test_a_folder_that_cannot_be_made_is_told(platform: FakePlatform, monkeypatc
     assert (failed.value.code, "No such file" in failed.value.text) == ("trial_failed", True)
 
 
-@pytest.mark.parametrize("health", [{}, {"ca_fingerprint": None}, {"ca_fingerprint": "SHA256:another"}])
+@pytest.mark.parametrize("health", [Readiness(True), Readiness(True, ca_fingerprint="SHA256:another")])
 def test_audit_3d1_a_trial_with_another_ca_than_the_pinned_one_gets_nothing(
-    platform: FakePlatform, health: dict[str, Any], tmp_path: Path
+    platform: FakePlatform, health: Readiness, tmp_path: Path
 ) -> None:
     """There is no way to a client with the token but through the comparison."""
     state = ContainerState("c" * 64, "a" * 64, "local", "running", "")
@@ -94,6 +94,6 @@ def test_audit_3d1_a_trial_with_another_ca_than_the_pinned_one_gets_nothing(
     with pytest.raises(ComposeFailed) as refused:
         composetrial.Trial("unix:/run/x/api.sock", health, state, compose).client(token, "SHA256:pinned")
     assert refused.value.code == "trial_not_ours"
-    pinned = {"ca_fingerprint": "SHA256:pinned"}
+    pinned = Readiness(True, ca_fingerprint="SHA256:pinned")
     with composetrial.Trial("unix:/run/x/api.sock", pinned, state, compose).client(token, "SHA256:pinned") as client:
         assert "unix:/run/x/api.sock" in repr(client)

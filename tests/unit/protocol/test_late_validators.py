@@ -9,7 +9,7 @@ _PROGRAM = """
 import sys
 import signer.api.asgi, signer.service.startup
 from pydantic import BaseModel
-from signer.api import schemas
+from signer.api import openapi
 from signer.toml import Table
 
 class Known(Table):  # policy.toml is read before anything is served

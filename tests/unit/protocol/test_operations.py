@@ -16,8 +16,9 @@ from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Entry, Event, Filter
+from signer.protocol.bodies import read_body_as
 from signer.protocol.commands import MAX_REPLY, Freeze, ListOperations, RecordOperation, read_command
-from signer.protocol.operations import OperationBody, cut_over_at, read_digest, read_operation, still_vault
+from signer.protocol.operations import OperationBody, cut_over_at, read_digest, still_vault
 from tests.parts import builders
 from tests.parts.builders import NOW, Bench, caller, policy, sign
 from tests.parts.events import issued
@@ -44,8 +45,8 @@ def code_of(reply: object) -> str:
 
 def test_a_body_is_read_as_it_is() -> None:
     fields = {"operation": "rollback", "outcome": "rolled_back", "plan": PLAN, "evidence": EVIDENCE, "reason": "ß 1"}
-    assert read_operation(fields).model_dump() == fields
-    assert read_operation({"operation": "cutover", "outcome": "failed"}).reason == ""
+    assert read_body_as(OperationBody, fields).model_dump() == fields
+    assert read_body_as(OperationBody, {"operation": "cutover", "outcome": "failed"}).reason == ""
 
 
 @pytest.mark.parametrize(

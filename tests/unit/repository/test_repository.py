@@ -62,6 +62,11 @@ def test_top_level_is_fixed() -> None:
     assert not strangers, f"the top level of the repository is fixed; move or remove {sorted(strangers)}"
 
 
+def test_the_root_of_the_package_and_readme_stay_small() -> None:
+    assert len(list((ROOT / "signer").glob("*.py"))) <= 14, "what one room alone uses belongs into that room"
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 260, "README leads to runbooks, which have the rest"
+
+
 _DATA = {
     ".lua",
     ".py",

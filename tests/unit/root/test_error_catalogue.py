@@ -34,7 +34,7 @@ def raised_codes() -> set[str]:
     # A class of its own may take the sentence first (`UsageError`); a sentence has blanks, a code has none.
     return {
         text
-        for _, argument in called_with(error_classes() | {"__init__", "Blocker", "Defect", "Faults"})
+        for _, argument in called_with(error_classes() | {"__init__", "Blocker", "Defect", "Faults", "SlowSigner"})
         for text in texts(argument)
         if re.fullmatch(r"[a-z0-9_]+…?", text)
     }

@@ -250,7 +250,7 @@ def test_a_cursor_that_cannot_be_written_stops_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(notices, "write_new", refuse)
+    monkeypatch.setattr(notices, "write_atomically", refuse)
     bench.box.put(notice(1))
     bench.box.start()
     assert bench.sent(1) == ["n-1"]

@@ -19,7 +19,7 @@ from signer.errors import SignerError, Unavailable
 from signer.protocol.log_limit import LogLimit
 from signer.service import publisher as module
 from signer.service.keeper import log
-from signer.service.list_builder import Built
+from signer.service.list_builder import Built, write_public
 from signer.service.publisher import CANDIDATE_NAME, RENEWED_EVERY, Publisher, SignedFile
 from signer.ssh.krl import RevocationList, decode_krl, encode_krl
 from signer.ssh.publickey import parse_public_key
@@ -314,7 +314,7 @@ def test_a_keeper_that_is_killed_at_any_step_publishes_a_whole_list_when_it_star
     first = Bench(tmp_path / "run")
     first.publish(3)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_write", counted(module._write))
+        patched.setattr(module, "write_public", counted(write_public))
         patched.setattr(Path, "rename", counted(Path.rename))
         try:
             first.publish(4)
@@ -344,7 +344,7 @@ def test_a_full_disk_at_any_step_leaves_files_that_heal(
         return call
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_write", full(module._write))
+        patched.setattr(module, "write_public", full(write_public))
         patched.setattr(Path, "rename", full(Path.rename))
         bench.publish(4)
     failure = bench.publisher.state().failure

@@ -23,10 +23,10 @@ from signer.service import key_channel
 from signer.service.key_source import AgentSource, FileSource
 from signer.service.reload import Reloaded, Reloader
 from signer.settings import load_settings
-from signer.signing import SigningKey
 from signer.ssh.certificate import decode_certificate
 from signer.ssh.fingerprint import fingerprint_of
 from signer.ssh.publickey import parse_public_key
+from signer.ssh.signing import SigningKey
 from tests.parts import builders, missing
 from tests.parts.agents import FakeAgent
 from tests.parts.builders import NOW, POLICY, Bench, PretendKey, policy, policy_text, public_key, public_line, rotations

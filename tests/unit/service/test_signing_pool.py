@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from signer.ca.backends import SlowVault
+from signer.ca.backends import SLOW_VAULT
 from signer.errors import SignerError, Unavailable
 from signer.model import Returned
 from signer.service import signing_pool
 from signer.service.signing_pool import MAX_OUTSTANDING, THREADS, SigningPool
-from signer.signing import Obtained
+from signer.ssh.signing import Obtained
 from tests.parts.eventually import eventually
 
 DONE = Returned("a line", b"a key")
@@ -65,7 +65,7 @@ def vault() -> Iterator[Vault]:
 
 def start(vault: Vault, **options: int) -> tuple[SigningPool[int], threading.Event]:
     woken = threading.Event()
-    return SigningPool[int](SlowVault(), woken.set, **options), woken
+    return SigningPool[int](SLOW_VAULT, woken.set, **options), woken
 
 
 def all_of(pool: SigningPool[int], count: int) -> dict[int, Obtained | SignerError]:
@@ -144,7 +144,7 @@ def test_one_may_always_wait_however_slow_it_is(vault: Vault, clock: Clock) -> N
     vault.may_go_on.clear()
     pool, _ = start(vault, max_when_slow=1)
     pool.submit(1, vault.obtain)
-    clock.now += SlowVault.deadline
+    clock.now += SLOW_VAULT.deadline
     assert codes(pool.collect()) == {1: "vault_slow"}
     pool.submit(2, vault.obtain)
     assert not pool.is_idle()
@@ -156,7 +156,7 @@ def test_what_is_overdue_is_given_up_and_its_late_result_thrown_away(vault: Vaul
     pool, woken = start(vault)
     pool.submit(1, vault.obtain)
     eventually(lambda: vault.asked, "it is sent")
-    clock.now += SlowVault.deadline - 0.001
+    clock.now += SLOW_VAULT.deadline - 0.001
     assert pool.collect() == []
     clock.now += 0.001
     assert codes(pool.collect()) == {1: "vault_slow"}
@@ -173,7 +173,7 @@ def test_what_is_overdue_before_a_thread_is_free_is_never_sent(vault: Vault, clo
     for key in range(THREADS + 5):
         pool.submit(key, vault.obtain)
     eventually(lambda: len(vault.asked) == THREADS, "all threads are busy")
-    clock.now += SlowVault.deadline
+    clock.now += SLOW_VAULT.deadline
     assert len(codes(pool.collect())) == THREADS + 5
     vault.may_go_on.set()
     pool.submit(99, vault.obtain)
@@ -213,13 +213,13 @@ def test_closing_ends_the_threads(vault: Vault) -> None:
 def test_threads_that_hang_do_not_keep_the_process() -> None:
     program = """
 import threading
-from signer.ca.backends import SlowVault
+from signer.ca.backends import SLOW_VAULT
 from signer.service.signing_pool import SigningPool
 started = threading.Event()
 def obtain():
     started.set()
     threading.Event().wait()
-pool = SigningPool(SlowVault(), lambda: None)
+pool = SigningPool(SLOW_VAULT, lambda: None)
 pool.submit(1, obtain)
 assert started.wait(30)
 print([error.code for _, error in pool.close()])

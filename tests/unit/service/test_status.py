@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from signer.errors import SignerError
-from signer.ledger.marks import DIFFERS, VERIFIED, Mark, read_mark, write_mark
+from signer.ledger.marks import DIFFERS, VERIFIED, Mark, cosigning_warnings, read_mark, write_mark
 from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
 from signer.model import Event
 from signer.service import access, status
-from signer.service.cosigned import cosigning_warnings
 from signer.settings import Listen, Settings, load_settings
 from tests.parts.keeper_replies import reply
 

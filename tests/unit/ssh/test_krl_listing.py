@@ -16,10 +16,10 @@ from signer.ssh.krl import (
     ANY_CA,
     MAX_SERIAL,
     RevocationList,
+    check_listing,
     encode_krl,
     merge_ranges,
 )
-from signer.ssh.krl_listing import check_listing
 from tests.parts.builders import public_line
 
 CAS = [b64decode(public_line(name=name).split()[1]) for name in ("ca", "other-ca")]

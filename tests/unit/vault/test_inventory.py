@@ -80,10 +80,7 @@ class Vault:
             raise answer
         return answer  # type: ignore[no-any-return]
 
-    def find(
-        self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = 1
-    ) -> dict[str, Any] | None:
-        del params
+    def find(self, method: str, path: str, *, within: float = 1) -> dict[str, Any] | None:
         if f"{method} {path}" not in self.answers and not path.startswith("sys/namespaces"):
             self.asked.append(f"{method} {path}")
             return None
@@ -216,13 +213,11 @@ def test_a_sealed_vault_has_no_inventory() -> None:
 class Endless(Vault):
     """Every folder holds another one."""
 
-    def find(
-        self, method: str, path: str, *, params: Mapping[str, str] | None = None, within: float = 1
-    ) -> dict[str, Any] | None:
+    def find(self, method: str, path: str, *, within: float = 1) -> dict[str, Any] | None:
         if path.startswith("old/"):
             self.asked.append(path)
             return {"data": {"keys": ["again/", "entry"]}}
-        return super().find(method, path, params=params, within=within)
+        return super().find(method, path, within=within)
 
 
 def test_folders_without_end_are_left_at_some_depth() -> None:

@@ -39,13 +39,10 @@ class Real:
     name: str = "http://w1"
     asked: list[bytes] = field(default_factory=list)
 
-    def post(self, path: str, body: bytes) -> Answer:
-        self.asked.append(body)
-        response = self.witness.answer("POST", path, body)
-        return Answer(response.status, response.body)
-
-    def get(self, path: str) -> Answer:
-        response = self.witness.answer("GET", path, b"")
+    def ask(self, path: str, body: bytes | None = None) -> Answer:
+        if body is not None:
+            self.asked.append(body)
+        response = self.witness.answer("GET" if body is None else "POST", path, body or b"")
         return Answer(response.status, response.body)
 
 
@@ -58,15 +55,14 @@ class Lying:
     name: str = "http://liar"
     asked: int = 0
 
-    def post(self, path: str, body: bytes) -> Answer:
+    def ask(self, path: str, body: bytes | None = None) -> Answer:
+        if body is None:
+            assert path == f"/{log_of(TRUE).origin_hash}/checkpoint"
+            return self.newest
         assert path == "/add-checkpoint"
         assert body.startswith(b"old ")
         self.asked += 1
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
-    def get(self, path: str) -> Answer:
-        assert path == f"/{log_of(TRUE).origin_hash}/checkpoint"
-        return self.newest
 
 
 @dataclass

@@ -30,14 +30,8 @@ class Real:
     def __init__(self, folder: Path) -> None:
         self._witness = Witness(State(folder, LOGS, KEY), LOGS, KEY, PRIVATE.sign, clock=lambda: float(NOW))
 
-    def post(self, path: str, body: bytes) -> Answer:
-        return self._answer("POST", path, body)
-
-    def get(self, path: str) -> Answer:
-        return self._answer("GET", path, b"")
-
-    def _answer(self, method: str, path: str, body: bytes) -> Answer:
-        response = self._witness.answer(method, path, body)
+    def ask(self, path: str, body: bytes | None = None) -> Answer:
+        response = self._witness.answer("GET" if body is None else "POST", path, body or b"")
         return Answer(response.status, response.body)
 
 
@@ -98,7 +92,7 @@ class Host:
 
     def refuses_a_fork(self, size: int) -> bool:
         """Whether the witness refuses the rewritten log, whatever old size and proof are sent with it."""
-        tried = (Real(self.state).post("/add-checkpoint", REWRITTEN.request(old, size)) for old in range(size + 1))
+        tried = (Real(self.state).ask("/add-checkpoint", REWRITTEN.request(old, size)) for old in range(size + 1))
         return all(answer.status in (409, 422) for answer in tried)
 
 

@@ -107,7 +107,7 @@ def test_refuses_a_rewritten_log_and_keeps_it(
 ) -> None:
     witness = start()
     add(witness, LOG.request(0, 5))
-    before = witness.answer("GET", f"/{state_module.hash_origin(LOG.origin)}/checkpoint", b"").body
+    before = witness.answer("GET", f"/{Log(LOG.origin, ()).origin_hash}/checkpoint", b"").body
     assert add(witness, REWRITTEN.request(old, new)).status == HTTPStatus.UNPROCESSABLE_ENTITY
     (kept,) = list_evidence(tmp_path, Log(LOG.origin, ()), kind)
     assert kept.read_bytes() == before + b"\n" + REWRITTEN.note(new).render()
@@ -244,7 +244,7 @@ def test_other_routes(start: Callable[..., Witness], method: str, target: str, s
 
 
 def test_serves_the_newest_checkpoint_with_both_signatures(start: Callable[..., Witness]) -> None:
-    witness, target = start(), f"/{state_module.hash_origin(LOG.origin)}/checkpoint"
+    witness, target = start(), f"/{Log(LOG.origin, ()).origin_hash}/checkpoint"
     assert witness.answer("GET", target, b"").status == HTTPStatus.NOT_FOUND
     add(witness, LOG.request(0, 5))
     note = parse_note(witness.answer("GET", target, b"").body)

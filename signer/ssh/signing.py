@@ -1,7 +1,7 @@
 """Who signs a certificate, and in which order it is signed, recorded and released.
 
 Shared by the backends (`ca/backends.py`), the core, which follows the order, and the keeper, which runs slow signers in
-`service/signing_pool.py`. Types only. The order is the one place that says who signs; nothing else encodes the mode.
+`service/signing_pool.py`. The order is the one place that says who signs; nothing else encodes the mode.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ class SigningKey(Protocol):
     def sign(self, data: bytes) -> bytes: ...
 
 
-class SlowSigner(Protocol):
-    """How long callers wait for a signer outside this process, and the errors that they get instead of an answer."""
+@dataclass(frozen=True, slots=True)
+class SlowSigner:
+    """A signer outside this process: for how many seconds callers wait for it from their submission to a reply, and the
+    errors that they get instead of an answer: of `codes` for too many waiting requests and for an unexpected exception,
+    and `late` after the deadline."""
 
-    @property
-    def deadline(self) -> float:
-        """Seconds from submission to the caller's reply."""
+    codes: tuple[str, str]
+    name: str
+    deadline: float
+    late: Callable[[], Unavailable]
 
     def busy(self, waiting: int) -> Unavailable:
-        """Too many requests are waiting."""
-
-    def late(self) -> Unavailable:
-        """The deadline has passed."""
+        text = f"{waiting} requests are already waiting for {self.name}"
+        return Unavailable(self.codes[0], text, "retry in a few seconds")
 
     def failed(self, error: Exception) -> Unavailable:
-        """The call ended with an unexpected exception."""
+        text = f"the request to {self.name} failed: {type(error).__name__}"
+        return Unavailable(self.codes[1], text, "see the service's log")
 
     def stopping(self) -> Unavailable:
-        """The service stops before the answer."""
+        return Unavailable("keeper_stopping", f"the service is stopping before {self.name} signed", "retry")
 
 
 @dataclass(frozen=True, slots=True)

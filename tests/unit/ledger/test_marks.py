@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.ledger.marks import COSIGNED, DIFFERS, Mark, write_mark
-from signer.service.cosigned import cosigning_warnings
+from signer.ledger.marks import COSIGNED, DIFFERS, Mark, cosigning_warnings, write_mark
 
 NOW = 1_800_000_000
 
