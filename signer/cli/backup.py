@@ -17,6 +17,7 @@ from signer.cli.arguments import FILE, HEAD, PAUSE, Checked, quoted, read_settin
 from signer.cli.connection import Service, service_options
 from signer.cli.ledger import head_facts, head_line, reading
 from signer.cli.parser import verb
+from signer.cli.places import name_places
 from signer.errors import BadFile, BadFormat, NotFound, SignerError, Unavailable
 from signer.files import user_name
 from signer.model import Head
@@ -183,6 +184,7 @@ def _ca_keys(settings: Settings) -> CaKeys | None:
     try:
         return load_policy(settings.policy_file).ca
     except SignerError as error:
+        name_places(error, (), os.environ)
         output.warn(f"whether the backup is of this platform's CA is not checked: {error.text}")
         return None
 

@@ -16,7 +16,7 @@ import click
 from signer.cli import output
 from signer.cli.arguments import FILE, read_settings
 from signer.cli.parser import verb
-from signer.cli.places import Place, places_of_settings, with_places
+from signer.cli.places import Place, name_places, places_of_settings, with_places
 from signer.errors import BadFile, BadKeyFile, BadSettings
 from signer.hardening import forbid_dumps
 from signer.units import plain
@@ -103,6 +103,7 @@ def _inspect_private(path: Path, settings: Settings) -> tuple[dict[str, object],
     try:
         pins = load_policy(settings.policy_file).ca.may_sign
     except BadFile as error:
+        name_places(error, (), os.environ)
         output.warn(f"the pin is not checked: {error.text}")
         pins = ()
     key, found = examine_ca_key(path, settings.ca_key_owner, *pins)

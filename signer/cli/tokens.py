@@ -16,6 +16,7 @@ from signer.cli.arguments import IDENTITY, TOKEN_LIFE
 from signer.cli.connection import Service, service_options
 from signer.cli.edits import Edit, PolicyFile, edit_options, file_option, read_policy_file, write_option
 from signer.cli.parser import verb
+from signer.cli.places import Place, name_places
 from signer.cli.suggestions import similar
 from signer.errors import NotFound, Refused, SignerError
 from signer.policy.tokens import ENDS_SOON, ID_DIGITS, token_id
@@ -177,6 +178,7 @@ def _known_tokens(name: str, file: Path | None) -> int:
     try:
         policy = read_policy_file(file).policy
     except SignerError as error:
+        name_places(error, [] if file is None else [Place(str(file), "--file")], os.environ)
         output.warn(f"not compared with the policy: {error.text}")
         return 0
     if name not in policy.identities:

@@ -192,3 +192,12 @@ def test_a_hint_names_the_path_of_a_setting_where_the_text_names_no_file(text: s
     error = SignerError("code", text, hint)
     name_places(error, (), {"SIGNER_DATA_DIR": "/d"})
     assert error.hint == expected
+
+
+@pytest.mark.parametrize(
+    "line, named", [("token new ci --expires 9d --file {}", "--file"), ("ca inspect {good}", "SIGNER_POLICY_FILE")]
+)
+def test_a_warning_about_a_policy_names_its_path_too(folder: Path, line: str, named: str) -> None:
+    path = folder / "policy.toml"
+    ran = run(*line.format(path, good=folder / "good").split())
+    assert f"{path} ({named}): 1 problem" in ran.err
