@@ -2,7 +2,7 @@
 
 Links are followed only on request, pipes and devices never block, and checks apply to the open file, not to the path.
 Functions raise `OSError`, which each caller maps to its own code, or a `SignerError` where their docstring names it.
-Only `ca/key_file.py` writes the bytes of a key, to descriptors from here.
+Only `ca/key_text.py` writes the bytes of a key, to descriptors from here.
 """
 
 from __future__ import annotations

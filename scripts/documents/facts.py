@@ -22,7 +22,6 @@ from signer.api.openapi import ROUTES, Query
 from signer.api.schemas import Problem
 from signer.authority import core
 from signer.authority.shadow import Shadow
-from signer.ca import key_file
 from signer.cli.catalogue import VERBS
 from signer.cli.parser import read_words
 from signer.cli.usage import render_help
@@ -345,7 +344,7 @@ def limits() -> Table:
         ("public key in a request", f"{MAX_PUBLIC_KEY // 1024} KiB"),
         ("policy file", f"{reading.MAX_POLICY_BYTES // 1024**2} MiB"),
         ("name of a role", f"{policy_file.MAX_ROLE_NAME} characters"),
-        ("CA key file", f"{key_file.MAX_KEY_FILE // 1024} KiB"),
+        ("CA key file", f"{key_text.MAX_KEY_FILE // 1024} KiB"),
         ("lifetime of a certificate", f"{policy_file.DEFAULT_CEILING // hours} hour unless the role sets another"),
         ("lifetime of a certificate, at most", f"{policy_file.CEILING // hours} hours"),
         (

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from signer.ca.key_file import (
+from signer.ca.key_text import (
     ARMOUR,
     BASE64,
     MAGIC,

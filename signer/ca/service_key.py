@@ -16,7 +16,7 @@ from typing import Final, NoReturn, Self
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from signer.ca.key_file import MAGIC, MAX_KEY_FILE, armoured, read_armour, write_key
+from signer.ca.key_text import MAGIC, MAX_KEY_FILE, armoured, read_armour, write_key
 from signer.errors import BadFormat, BadKeyFile, Unavailable, write_hint
 from signer.files import create_unnamed, held, name_unnamed, open_directory, open_unread, sync_directory
 from signer.ssh.fingerprint import fingerprint_of

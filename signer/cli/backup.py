@@ -96,7 +96,7 @@ def ledger_promote(*, lost_head: tuple[int, str] | None, other: bool, yes: bool,
     other host's signer is stopped and does not start again: two of them would give the same serials."""
     from signer.ledger.follow import FOLDER, LedgerCopy
     from signer.ledger.schema import FILE_NAME
-    from signer.service.access import become_writer
+    from signer.service.file_access import become_writer
 
     settings, user = read_settings(), user_name(os.geteuid())
     become_writer(settings)
@@ -151,7 +151,7 @@ def _open_backup(path: Path, settings: Settings) -> Iterator[BinaryIO]:
     Raises `BadFile`.
     """
     from signer.files import open_regular, os_errors
-    from signer.service.access import become_writer
+    from signer.service.file_access import become_writer
 
     try:
         file = open_regular(path, follow_links=True)
@@ -244,7 +244,7 @@ def ledger_follow(*, once: bool, every: int, start_from: Path | None, service: S
     restored, rewritten), or when the token is refused; a service that is away is waited for, unless --once.
     A ledger of which events were archived has only the later ones to fetch: --start-from takes the rest."""
     from signer.ledger.follow import LedgerCopy
-    from signer.service.access import become_writer
+    from signer.service.file_access import become_writer
 
     settings = read_settings()
     with ExitStack() as stack:
@@ -359,7 +359,7 @@ def ledger_archive(file: Path, *, keep: int, yes: bool, as_json: bool) -> int:
     reads what was archived. Killed at any moment, it can be run again with the same FILE. Exit status 3 if
     you do not approve."""
     from signer.ledger.archive import Archiving
-    from signer.service.access import become_writer
+    from signer.service.file_access import become_writer
 
     file, settings, user = file.absolute(), read_settings(), user_name(os.geteuid())
     become_writer(settings)

@@ -124,7 +124,7 @@ def _scope(kind: str, name: str | None) -> str:
 def _ask_keeper(header: dict[str, object], body: bytes = b"") -> dict[str, Any]:
     """The reply of the keeper on this host; raises what it answers, `Unavailable` or `BadSettings`."""
     from signer.protocol.client import KeeperClient
-    from signer.service.access import become_reader
+    from signer.service.file_access import become_reader
 
     settings = read_settings()
     if os.geteuid() == 0:  # in a container it may not use the keeper's socket either, and becomes the keeper's user

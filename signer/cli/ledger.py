@@ -59,7 +59,7 @@ _CSV_COLUMNS = (
 
 def readable_data_dir() -> Path:
     """SIGNER_DATA_DIR, which root in a container reads as the keeper's user; raises `Unavailable`."""
-    from signer.service.access import become_reader
+    from signer.service.file_access import become_reader
 
     settings = read_settings()
     become_reader(settings)

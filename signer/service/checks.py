@@ -30,8 +30,8 @@ from signer.policy.concerns import LOCKED_OUT, find_concerns, pins_own_address
 from signer.policy.decide import Policy
 from signer.policy.file import load_policy
 from signer.policy.reading import read_policy
-from signer.service.access import become_reader
 from signer.service.control import find_running
+from signer.service.file_access import become_reader
 from signer.service.key_source import agent_for_check
 from signer.service.listeners import try_to_bind
 from signer.service.tls import load_tls_pair

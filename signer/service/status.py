@@ -24,7 +24,7 @@ from signer.errors import BadFile, SignerError, Unavailable
 from signer.files import belongs_to, undone_by
 from signer.ledger.marks import BACKED_UP, COSIGNED, DIFFERS, VERIFIED, is_late, read_mark
 from signer.policy.reading import read_policy
-from signer.service.access import become_reader
+from signer.service.file_access import become_reader
 from signer.settings import Listen, Settings
 from signer.units import render_span, timestamp
 

@@ -375,8 +375,8 @@ def make_world(tmp_path: Path, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
     # No sockets here; tests/system/operations/test_check.py binds.
     monkeypatch.setattr("signer.service.checks.try_to_bind", lambda _listen, _group: None)
     monkeypatch.setattr("signer.ca.render.file_system_of", lambda _path: "ext4")
-    monkeypatch.setattr("signer.service.access._become_keeper", _stay)
-    monkeypatch.setattr("signer.service.access.become_writer", lambda _settings: None)
+    monkeypatch.setattr("signer.service.file_access._become_keeper", _stay)
+    monkeypatch.setattr("signer.service.file_access.become_writer", lambda _settings: None)
     play_status(monkeypatch, tmp_path, "down")  # unit tests reach no network
     monkeypatch.setattr(ApiClient, "_connect", _refuse)
     folder = tmp_path / "w"

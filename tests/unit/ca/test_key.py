@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from signer.ca import key as cakey
 from signer.ca.key import CaKey, load_ca_key
-from signer.ca.key_file import MAX_KEY_FILE
+from signer.ca.key_text import MAX_KEY_FILE
 from signer.errors import BadKeyFile
 from signer.ssh.wire import Reader
 from tests.parts.key_forms import FORMS

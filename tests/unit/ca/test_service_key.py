@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from signer.ca import service_key as keys
-from signer.ca.key_file import MAX_KEY_FILE
+from signer.ca.key_text import MAX_KEY_FILE
 from signer.ca.service_key import ServiceKey
 from signer.errors import BadKeyFile, SignerError, Unavailable
 from signer.files import name_unnamed

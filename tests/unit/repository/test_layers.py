@@ -17,7 +17,7 @@ PRINTERS = {Path("cli/output.py"), Path("safe_session/output.py")}
 FILE_CALLS = {"O_NOFOLLOW", "O_EXCL", "O_CREAT", "O_TMPFILE", "O_NONBLOCK", "O_DIRECTORY", "flock", "lockf", "mkstemp"}
 SYNCERS = {
     "files.py": "",
-    "ca/key_file.py": "writes the bytes of a key to an open descriptor",
+    "ca/key_text.py": "writes the bytes of a key to an open descriptor",
     "migration/evidence/store.py": "syncs the room that it reserves",
     "migration/journal.py": "syncs the lines of a file that stays open",
 }

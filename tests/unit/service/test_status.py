@@ -18,7 +18,7 @@ from signer.ledger.marks import DIFFERS, VERIFIED, Mark, cosigning_warnings, rea
 from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
 from signer.model import Event
-from signer.service import access, status
+from signer.service import status
 from signer.settings import Listen, Settings, load_settings
 from tests.parts.keeper_replies import reply
 
@@ -237,7 +237,7 @@ def test_a_user_who_may_not_read_is_told_whose_files_they_are(settings: Settings
         os.setgid(65_534)
         os.setuid(65_534)
         try:
-            access.become_reader(settings)
+            file_access.become_reader(settings)
         except SignerError as error:
             os.write(writing, f"{error.code} {error.text} {error.hint}".encode())
         os._exit(0)
@@ -252,11 +252,11 @@ def test_a_user_who_may_not_read_is_told_whose_files_they_are(settings: Settings
 
 def test_what_is_no_directory_makes_root_nobody_else(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root that may read everything stays root, whatever is in the place of the directory."""
-    monkeypatch.setattr(access, "_become_keeper", lambda _settings: pytest.fail("it became another user"))
+    monkeypatch.setattr(file_access, "_become_keeper", lambda _settings: pytest.fail("it became another user"))
     settings.data_dir.rmdir()
-    access.become_reader(settings)
+    file_access.become_reader(settings)
     settings.data_dir.write_text("a file")
-    access.become_reader(settings)
+    file_access.become_reader(settings)
     settings.data_dir.unlink()
     settings.data_dir.symlink_to("nowhere")
-    access.become_reader(settings)
+    file_access.become_reader(settings)

@@ -1,6 +1,7 @@
-"""The file of one OpenSSH private key (PROTOCOL.key): its form is checked before a key is parsed from it.
+"""The text of an OpenSSH private key (PROTOCOL.key): its form is checked before a key is parsed from it.
 
-No key is parsed here: that is left to `ca/key.py` and `ca/service_key.py`. The errors are about the CA key.
+No key is parsed here: `ca/key.py`, which also checks owner, mode and links of the file, and `ca/service_key.py` do. The
+errors are about the CA key.
 """
 
 from __future__ import annotations
