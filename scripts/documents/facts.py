@@ -22,6 +22,7 @@ from signer.api.openapi import ROUTES, Query
 from signer.api.schemas import Problem
 from signer.authority import core
 from signer.authority.shadow import Shadow
+from signer.ca import key_text
 from signer.cli.catalogue import VERBS
 from signer.cli.parser import read_words
 from signer.cli.usage import render_help

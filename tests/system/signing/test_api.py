@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from signer.api import openapi
+from signer.api import schemas
 from signer.protocol import replies
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
@@ -64,12 +64,12 @@ def test_real_answers_are_what_the_models_say(service: Service, keyring: KeyRing
     listed = replies.Freezes.model_validate_json(ask("GET", "/api/freezes"))
     assert [(row.scope, row.reason) for row in listed.freezes] == [("identity:ci", "drill")]
     replies.FreezeState.model_validate_json(ask("DELETE", "/api/freezes/identity:ci"))
-    me = openapi.WhoAmI.model_validate_json(ask("GET", "/api/whoami"))
+    me = schemas.WhoAmI.model_validate_json(ask("GET", "/api/whoami"))
     assert (me.identity, me.kind, me.token.expires) == ("operator", "human", "2099-01-01T00:00:00Z")
-    openapi.Alive.model_validate_json(ask("GET", "/healthz"))
+    schemas.Alive.model_validate_json(ask("GET", "/healthz"))
     replies.Ready.model_validate_json(ask("GET", "/readyz"))
-    openapi.Problem.model_validate_json(ask("GET", "/api/certificates/999"))
-    openapi.Problem.model_validate_json(service.sign(line, identity="stranger").body)
+    schemas.Problem.model_validate_json(ask("GET", "/api/certificates/999"))
+    schemas.Problem.model_validate_json(service.sign(line, identity="stranger").body)
 
 
 def test_explaining_issues_and_records_nothing(service: Service, keyring: KeyRing) -> None:

@@ -18,7 +18,7 @@ from signer.ledger.marks import DIFFERS, VERIFIED, Mark, cosigning_warnings, rea
 from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
 from signer.model import Event
-from signer.service import status
+from signer.service import file_access, status
 from signer.settings import Listen, Settings, load_settings
 from tests.parts.keeper_replies import reply
 
