@@ -298,7 +298,7 @@ class Platform:
         return str(found.get("mode", "")) if self.service.is_ready() else ""
 
     def wait_for_mode(self, mode: str) -> None:
-        eventually(lambda: self.mode() == mode, f"the service is ready in mode {mode}")
+        eventually(lambda: self.mode() == mode, f"the service is ready in mode {mode}", seconds=90)
 
     def break_overlay(self) -> None:
         """With the overlay a container can be made, but its service does not start: its certificate is not there."""
