@@ -287,10 +287,10 @@ def test_as_two_users_the_agent_is_the_keepers_and_nobody_elses(
             service.policy_file.chmod(0o644)
             if not works:
                 # ssh-agent itself turns away whoever is neither root nor its own user.
-                said = f"the CA key ({agent.socket}, SIGNER_CA_AGENT_SOCKET) cannot be reached: permission denied"
-                assert said in service.command("serve").stderr
+                named = f"the ssh-agent of the CA key ({agent.socket}, SIGNER_CA_AGENT_SOCKET)"
+                assert f"{named} cannot be reached: permission denied" in service.command("serve").stderr
                 agent.socket.chmod(0o666)
-                assert "the ssh-agent of the CA key runs as user" in service.command("serve").stderr
+                assert f"{named} runs as user" in service.command("serve").stderr
                 continue
             with service:
                 assert code_of(service, user) == "signed"
