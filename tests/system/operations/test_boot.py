@@ -89,7 +89,7 @@ def test_a_request_does_not_bring_back_a_keeper_that_was_stopped(machine: Booted
 
 
 def prepare_infisical(machine: BootedMachine) -> None:
-    """The settings of the page, and a stand-in as a unit, which a reboot starts late: it needs 3 s to answer."""
+    """The settings of the page, and a stand-in as a unit, which a reboot starts late: it needs 5 s to answer."""
     pin = json.loads(do(machine, "signer ca new --out /root/new-ca --json"))["fingerprint"]
     (settings,) = re.findall(
         r"^INFISICAL_SITE_URL=.*?^SIGNER_CA_FINGERPRINT=.*?$", document("runbooks/ca-key.md"), re.M | re.S
@@ -106,7 +106,7 @@ def prepare_infisical(machine: BootedMachine) -> None:
     machine.write("/srv/infisical/orders.json", json.dumps(orders))
     machine.write(
         "/etc/systemd/system/infisical.service",
-        "[Service]\nExecStartPre=/bin/sleep 3\nWorkingDirectory=/opt/signer\n"
+        "[Service]\nExecStartPre=/bin/sleep 5\nWorkingDirectory=/opt/signer\n"
         "ExecStart=/opt/signer/.venv/bin/python -m tests.parts.infisical 8321 /srv/infisical\n"
         "[Install]\nWantedBy=multi-user.target\n",
     )
