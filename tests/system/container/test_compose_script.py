@@ -107,6 +107,14 @@ def test_wrong_use_is_said(tmp_path: Path, words: tuple[str, ...], sentence: str
     assert not (tmp_path / "words").exists()
 
 
+@pytest.mark.parametrize("value", ["next", "up", "-f", "--help"])
+def test_the_value_of_an_option_is_never_a_command(tmp_path: Path, value: str) -> None:
+    words = [*FILES[:2], "-p", value, "down"]
+    done = compose(*words, PLATFORM_RUNTIME_COMPOSE=fake(tmp_path, "podman-compose version 1.6.0\n"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "words").read_text().split() == words
+
+
 @pytest.mark.parametrize("command", ["no-such-compose", "docker no-such-plugin"])
 def test_a_compose_command_that_is_not_there_is_missing(command: str) -> None:
     done = compose(*FILES, "up", PLATFORM_RUNTIME_COMPOSE=command)
