@@ -119,10 +119,10 @@ def acting_as(uid: int | None, *, with_groups: bool = False) -> Iterator[None]:
         yield
         return
     before = os.getgroups(), os.getegid()
-    if with_groups:
-        _take_groups(uid)
-    os.seteuid(uid)
     try:
+        if with_groups:
+            _take_groups(uid)
+        os.seteuid(uid)
         yield
     finally:
         os.seteuid(0)
