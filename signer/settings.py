@@ -305,6 +305,11 @@ def _vault_address(text: str) -> str | None:
     url = urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname or url.username is not None or url.query:
         raise ValueError("is not an address such as https://vault.example:8200")
+    return url_for_tokens(text)
+
+
+def url_for_tokens(text: str) -> str:
+    """An address without the slash at its end; raises `ValueError` unless a token may be sent to it."""
     try:
         check_url(text, "it")
     except BadSettings as error:

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from signer.address import check_url
-from signer.errors import BadFile, BadSettings, SignerError
+from signer.errors import BadFile, SignerError
 from signer.files import read_owned
 from signer.migration.evidence.redact import Guard
+from signer.settings import url_for_tokens
 from signer.toml import Duration, Faults, parse_toml
 
 MAX_BYTES: Final = 256 * 1024
@@ -82,11 +82,7 @@ def _is_address(text: str) -> bool:
 def _address(text: str) -> str:
     if not _is_address(text):
         raise ValueError("is not an address such as http://127.0.0.1:8222 or https://vault.example:8200")
-    try:
-        check_url(text, "it")
-    except BadSettings as error:
-        raise ValueError(f"{error.text.removeprefix('it ')}; {error.hint}") from None
-    return text.rstrip("/")
+    return url_for_tokens(text)
 
 
 def _socket_or_address(text: str) -> str:
