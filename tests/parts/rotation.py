@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from signer.ledger.reader import LedgerReader
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key
@@ -121,3 +123,12 @@ def rotating_service(
             prepare(world)
         with service:
             yield world
+
+
+@contextmanager
+def two_users_service(ca: Key) -> Iterator[Service]:
+    """Its service under two users; skips the test where there can be none."""
+    if reason := why_not_two_users():
+        pytest.skip(reason)
+    with rotating_service(ca) as world:
+        yield world.service

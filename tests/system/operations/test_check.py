@@ -12,7 +12,7 @@ import pytest
 
 from tests.parts import missing, ports, rotation
 from tests.parts.keys import Key, KeyRing
-from tests.parts.rotation import rotating_service
+from tests.parts.rotation import rotating_service, two_users_service
 from tests.parts.selfsigned import write_certificate
 from tests.parts.service import Service
 
@@ -77,10 +77,7 @@ def test_half_a_tls_pair_is_found_before_the_start(tmp_path: Path, ca: Key) -> N
 
 @missing.needs_root
 def test_directories_are_tried_as_the_user_that_will_use_them(ca: Key, tmp_path: Path) -> None:
-    if reason := rotation.why_not_two_users():
-        pytest.skip(reason)
-    with rotating_service(ca) as world:
-        service = world.service
+    with two_users_service(ca) as service:
         service.stop()
         assert found(service)["data_dir"][0] == "ok"
         service.folder.chmod(0o700)  # its owner is root: the keeper's user gets no further
@@ -96,10 +93,7 @@ def test_directories_are_tried_as_the_user_that_will_use_them(ca: Key, tmp_path:
 
 @missing.needs_root
 def test_directories_that_do_not_exist_yet_must_be_within_reach_of_the_users_that_will_use_them(ca: Key) -> None:
-    if reason := rotation.why_not_two_users():
-        pytest.skip(reason)
-    with rotating_service(ca) as world:
-        service = world.service
+    with two_users_service(ca) as service:
         service.stop()
         closed = service.folder / "closed"
         closed.mkdir(mode=0o700)
@@ -116,10 +110,7 @@ def test_directories_that_do_not_exist_yet_must_be_within_reach_of_the_users_tha
 
 @missing.needs_root
 def test_the_policy_is_read_as_the_user_that_reloads_it(ca: Key) -> None:
-    if reason := rotation.why_not_two_users():
-        pytest.skip(reason)
-    with rotating_service(ca) as world:
-        service = world.service
+    with two_users_service(ca) as service:
         assert "policy_unreadable" not in found(service)
         for mode in (0o600, 0o640):  # of root's group, in which the keeper's user is not
             service.policy_file.chmod(mode)
@@ -134,10 +125,7 @@ def test_the_policy_is_read_as_the_user_that_reloads_it(ca: Key) -> None:
 
 @missing.needs_root
 def test_what_opens_vault_is_read_as_the_user_that_asks_it(ca: Key) -> None:
-    if reason := rotation.why_not_two_users():
-        pytest.skip(reason)
-    with rotating_service(ca) as world:
-        service = world.service
+    with two_users_service(ca) as service:
         token, authority = service.folder / "vault-token", service.folder / "vault-ca"
         token.write_text("hvs.x")
         token.chmod(0o400)

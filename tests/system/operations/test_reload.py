@@ -19,7 +19,7 @@ from cryptography import x509
 from tests.parts import missing, ports, rotation
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
-from tests.parts.rotation import rotating_service
+from tests.parts.rotation import rotating_service, two_users_service
 from tests.parts.selfsigned import write_certificate
 from tests.parts.service import STANDARD_POLICY, Service
 
@@ -86,10 +86,7 @@ def test_reload_shows_what_changed_and_refuses_what_is_not_valid(old: Key, new: 
 
 @missing.needs_root
 def test_only_root_and_the_keepers_user_may_reload(old: Key) -> None:
-    if reason := rotation.why_not_two_users():
-        pytest.skip(reason)
-    with rotating_service(old) as world:
-        service = world.service
+    with two_users_service(old) as service:
         path = service.run_dir / "launcher.sock"
         keeper = pwd.getpwnam(rotation.KEEPER_USER)
         facts = path.stat()
