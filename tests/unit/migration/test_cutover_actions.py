@@ -185,7 +185,7 @@ def test_a_start_that_failed_and_the_way_back_are_one_pause(monkeypatch: pytest.
     first.stop()
     second = actions.Pause("http://127.0.0.1:1", Path("/token"), first.unanswered_since)
     second.start()
-    time.sleep(0.1)
+    time.sleep(0.2)
     answers.is_ready = True
     assert second.stop() >= 0.5
     assert second.unanswered_since is None
