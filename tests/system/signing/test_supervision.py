@@ -22,7 +22,7 @@ from tests.parts.keys import Key, KeyRing
 from tests.parts.processes import children
 from tests.parts.service import Service
 
-HANGS_AFTER = 6  # seconds, instead of 30
+HANGS_AFTER = 10  # seconds, instead of 30; a start on a busy machine and two slow syncs in one round take less
 SLOW_COMMIT = 4_000_000  # microseconds; younger than that when it ends
 IMPATIENT = f"""
 import os
@@ -81,11 +81,11 @@ def test_audit_a_slow_commit_is_waited_for_and_a_keeper_that_hangs_is_replaced(s
     try:
         eventually(lambda: is_traced(keeper), "it is traced")
         # Longer together than a silence may last, and each of them younger.
-        statuses = [service.sign(user.public_line).status for _ in range(2)]
+        statuses = [service.sign(user.public_line).status for _ in range(3)]
     finally:
         tracer.terminate()
         tracer.wait()
-    assert statuses == [201, 201]
+    assert statuses == [201] * 3
     assert service.keeper_pid() == keeper
     assert "is killed" not in service.log()
 
