@@ -19,7 +19,6 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from flask import Flask
-from werkzeug.test import run_wsgi_app
 
 from signer.api.admission import Admission, Peer, busy, peer_of
 from signer.api.app import make_flask
@@ -265,7 +264,7 @@ def read_environ(scope: Mapping[str, Any], body: bytes, user: int | None = None)
 
 
 def run_flask(flask: Flask, environ: Environ, body: bytes) -> HttpResponse:
-    """Flask's response; runs in a thread."""
+    """Flask's response, whole, as PEP 3333 asks of a server; runs in a thread."""
     raw = environ["RAW_PATH"]
     query = environ["QUERY_STRING"]
     environ |= {
@@ -280,5 +279,22 @@ def run_flask(flask: Flask, environ: Environ, body: bytes) -> HttpResponse:
         "wsgi.input": io.BytesIO(body),
         "wsgi.errors": sys.stderr,
     }
-    parts, status, headers = run_wsgi_app(flask.wsgi_app, environ, buffered=True)
-    return HttpResponse(HTTPStatus(int(status[:3])), headers.to_wsgi_list(), b"".join(parts))
+    head: tuple[str, list[tuple[str, str]]] | None = None
+    parts: list[bytes] = []
+
+    def start_response(
+        status: str, headers: list[tuple[str, str]], _error: object = None, /
+    ) -> Callable[[bytes], object]:
+        nonlocal head
+        head = status, headers  # nothing is sent yet, so that of an error takes the place of an earlier one
+        return parts.append
+
+    answer = flask.wsgi_app(environ, start_response)
+    try:
+        parts.extend(answer)
+    finally:
+        if hasattr(answer, "close"):
+            answer.close()
+    if head is None:
+        raise ValueError("the application did not call start_response")
+    return HttpResponse(HTTPStatus(int(head[0][:3])), head[1], b"".join(parts))

@@ -95,6 +95,13 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("path", sorted(UNITS.glob("*.service")), ids=lambda path: path.name)
+def test_no_unit_that_is_restarted_is_given_up(path: Path) -> None:
+    """systemd gives a unit up that fails five times in ten seconds: one whose key or address comes late for ever."""
+    text = path.read_text()
+    assert ("\nRestart=" in text) == ("\nStartLimitIntervalSec=0\n" in text.partition("[Service]")[0])
+
+
 def test_the_units_say_what_the_settings_default_to() -> None:
     defaults = load_settings({})
     for name in NAMES:

@@ -6,6 +6,7 @@ import base64
 import ctypes
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -345,6 +346,20 @@ def test_ctrl_c_in_a_terminal_goes_to_the_command_and_we_wait(client: Client, ap
     os.close(terminal)
     assert (status, b"ED25519-CERT" in said) == (7, True), said
     assert client.left_behind() == []
+
+
+def test_only_the_main_thread_takes_signals(client: Client, api: Standin) -> None:
+    """Those of the relay took a Ctrl-C that came while the command was being started, and we ended without it."""
+    process = start_sleeping(client, api)
+    started(client, process)
+    ours = {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP}
+    others = [task for task in Path(f"/proc/{process.pid}/task").iterdir() if int(task.name) != process.pid]
+    assert others
+    for task in others:
+        blocked = int(re.findall(r"SigBlk:\t(\w+)", (task / "status").read_text())[0], 16)
+        assert {number for number in ours if blocked >> (number - 1) & 1} == ours
+    process.terminate()
+    assert process.wait(10) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("place", ["", "/nowhere", "open", "relative", "odd name"])
