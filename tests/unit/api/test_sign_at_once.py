@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,10 @@ class Keeper:
 
     def questions(self) -> list[tuple[socket.socket, bytes, dict[str, Any], bytes]]:
         """What was asked until now: each with its connection, number, header and body."""
-        try:
+        with suppress(BlockingIOError):
             while True:
                 self.peers.append(self.listener.accept()[0])
                 self.peers[-1].setblocking(False)
-        except BlockingIOError:
-            pass
         asked = []
         for peer in self.peers:
             try:
