@@ -8,7 +8,6 @@ left by a crash, is removed. A lock that ends with its process allows one run at
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -190,7 +189,7 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
         path = folder / FOLDER / ATTEMPTS
         descriptor = open_or_create(path, append=True)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # no other attempt is noted meanwhile
+            lock(descriptor, waits=True)  # no other attempt is noted meanwhile
             append_line(descriptor, json.dumps(attempt, sort_keys=True).encode() + b"\n")
         finally:
             os.close(descriptor)
