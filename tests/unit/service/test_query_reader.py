@@ -49,7 +49,7 @@ class Loop:
             assert key not in self.replies, "answered twice"
             self.replies[key] = reply
 
-    def ask(self, lookup: Lookup, key: str = "key", within: float = 20) -> Reply:
+    def ask(self, lookup: Lookup, key: str = "key", within: float = 60) -> Reply:
         self.reader.submit(key, lookup)
         deadline = time.monotonic() + within
         while key not in self.replies:
@@ -209,7 +209,7 @@ def test_the_process_ends_with_its_keepers_end_of_the_connection(loop: Loop) -> 
         process.send_signal(number)
     assert isinstance(loop.ask(page()), CertificatePage), "signals to the whole group do not end it first"
     loop.reader._helper.disconnect()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
 
 
 @missing.needs_root
