@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
@@ -19,7 +19,6 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from flask import Flask
-from werkzeug.test import run_wsgi_app
 
 from signer.api.admission import Admission, Peer, busy, peer_of
 from signer.api.app import make_flask
@@ -28,7 +27,7 @@ from signer.api.console.session import HEADERS as CONSOLE_HEADERS
 from signer.api.problems import EDGE_BUSY, render_for_both
 from signer.api.published import FETCHES_PER_SECOND, FetchReports, PublishedFiles
 from signer.api.request import is_of_console, new_request_id, read_address, read_session, read_token
-from signer.api.sign import SignRoutes
+from signer.api.sign import SIGN_METHODS, SignCall, SignRoutes
 from signer.api.vault.responses import HttpResponse
 from signer.api.waiting import Waiters, is_pending, wait_call
 from signer.errors import SignerError, Unavailable
@@ -101,6 +100,33 @@ class Api:
         self.fetch_admission.admit()
         self.reports.chores()
         self.lines.flush()
+
+    def sign_at_once(self, scope: Mapping[str, Any], body: bytes, connection: Any) -> bool:
+        """Sends a known caller's sign request to the keeper at once, because a task would cost as much as all else.
+
+        `connection` gets the response later. False for every other request, which `__call__` answers.
+        """
+        if scope["method"] not in SIGN_METHODS:
+            return False
+        try:
+            environ = read_environ(scope, body, connection.user)
+            if not self.admission.is_known(read_token(environ)):
+                return False
+            call = self._routes.sign_call(environ, body)
+            if call is None:
+                return False
+            connection.accepted_at = time.monotonic()
+            self.keeper.ask_soon(call.header, body, partial(self._finish_signing, call, scope, connection))
+        except Exception as error:  # noqa: BLE001 - the client gets a response for every error
+            asyncio.get_running_loop().call_soon(connection.respond, scope, self._fail(error))
+        return True
+
+    def _finish_signing(self, call: SignCall, scope: Mapping[str, Any], connection: Any, message: bytes | None) -> None:
+        try:
+            response = call.read_answer(self.keeper, message)
+        except Exception as error:  # noqa: BLE001 - as above
+            response = self._fail(error)
+        connection.respond(scope, response)
 
     async def __call__(
         self,
@@ -211,7 +237,7 @@ class Api:
         return HttpResponse(*render_for_both(fault, request_id))
 
 
-def read_environ(scope: dict[str, Any], body: bytes, user: int | None = None) -> Environ:
+def read_environ(scope: Mapping[str, Any], body: bytes, user: int | None = None) -> Environ:
     """The WSGI environment (PEP 3333) of a request, as far as the application reads it.
 
     `user` is the id of the local user at the other end of a unix socket.
@@ -238,7 +264,7 @@ def read_environ(scope: dict[str, Any], body: bytes, user: int | None = None) ->
 
 
 def run_flask(flask: Flask, environ: Environ, body: bytes) -> HttpResponse:
-    """Flask's response; runs in a thread."""
+    """Flask's response, whole, as PEP 3333 asks of a server; runs in a thread."""
     raw = environ["RAW_PATH"]
     query = environ["QUERY_STRING"]
     environ |= {
@@ -253,5 +279,22 @@ def run_flask(flask: Flask, environ: Environ, body: bytes) -> HttpResponse:
         "wsgi.input": io.BytesIO(body),
         "wsgi.errors": sys.stderr,
     }
-    parts, status, headers = run_wsgi_app(flask.wsgi_app, environ, buffered=True)
-    return HttpResponse(HTTPStatus(int(status[:3])), headers.to_wsgi_list(), b"".join(parts))
+    head: tuple[str, list[tuple[str, str]]] | None = None
+    parts: list[bytes] = []
+
+    def start_response(
+        status: str, headers: list[tuple[str, str]], _error: object = None, /
+    ) -> Callable[[bytes], object]:
+        nonlocal head
+        head = status, headers  # nothing is sent yet, so that of an error takes the place of an earlier one
+        return parts.append
+
+    answer = flask.wsgi_app(environ, start_response)
+    try:
+        parts.extend(answer)
+    finally:
+        if hasattr(answer, "close"):
+            answer.close()
+    if head is None:
+        raise ValueError("the application did not call start_response")
+    return HttpResponse(HTTPStatus(int(head[0][:3])), head[1], b"".join(parts))

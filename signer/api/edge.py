@@ -21,24 +21,23 @@ import ssl
 import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from email.utils import formatdate
 from enum import Enum
-from http import HTTPStatus
 from typing import Any, Final, Protocol, cast
 
 import httptools
 from gunicorn.arbiter import Arbiter
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from signer.api.admission import KNOWN_FOR, Peer, peer_of
 from signer.api.problems import render_for_both
 from signer.api.request import new_request_id
-from signer.api.vault.responses import render_error
+from signer.api.vault.responses import HttpResponse, render_error
 from signer.errors import BadRequest, SignerError, Unavailable
 from signer.hardening import peer_process
 from signer.protocol.log_limit import LogLimit
@@ -86,14 +85,20 @@ class _Refusal(Exception):
         self.error = error
 
 
+def render_response(response: HttpResponse, default_headers: Iterable[tuple[bytes, bytes]], *, is_last: bool) -> bytes:
+    """The bytes of a response that has a body; `is_last` if the connection ends with it. The fields are not checked."""
+    fields = [b"%s: %s\r\n" % field for field in default_headers]
+    fields += [f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in response.headers]
+    fields.append(b"content-length: %d\r\n" % len(response.body))
+    if is_last:
+        fields.append(b"connection: close\r\n")
+    return b"%s%s\r\n%s" % (STATUS_LINE[response.status], b"".join(fields), response.body)
+
+
 def render_refusal(error: SignerError, request_id: str, *, is_vaults: bool = False) -> bytes:
     """The response for a request that no application sees, in Vault's shape if its path is known to be Vault's."""
-    number, headers, body = render_error(error) if is_vaults else render_for_both(error, request_id)
-    status = HTTPStatus(number)
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", f"date: {formatdate(time.time(), usegmt=True)}"]
-    lines += ["connection: close", f"content-length: {len(body)}"]
-    lines += [f"{name.lower()}: {value}" for name, value in headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    response = render_error(error) if is_vaults else HttpResponse(*render_for_both(error, request_id))
+    return render_response(response, [(b"date", formatdate(time.time(), usegmt=True).encode())], is_last=True)
 
 
 class Connections:
@@ -212,6 +217,7 @@ class ClientConnection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server.server_state, {}, asyncio.get_running_loop())
         self.registry = server.clients
+        self.api = server.api
         self.client_sock = client_sock
         self.client_address = client
         self.peer, self.user = peer, user
@@ -231,6 +237,9 @@ class ClientConnection(HttpToolsProtocol):
     def _reset(self) -> None:
         """Prepares for the next request."""
         self.url = b""
+        self.headers = []
+        self.body = bytearray()
+        self.cycle = None  # type: ignore[assignment]  # as in uvicorn; there is one while the ASGI callable works
         self._has_head = self._is_whole = False
         self._method = b""
         self._length = 0  # bytes to wait for: the body, or a chunk with its line end
@@ -384,7 +393,6 @@ class ClientConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._is_whole:
             raise _Refusal(_MALFORMED)
-        super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called with each field, also of trailers, which are dropped (RFC 9110, 6.5.1)."""
@@ -418,11 +426,13 @@ class ClientConnection(HttpToolsProtocol):
             raise _Refusal(_MALFORMED)
         self._fill_scope(version)
         self._has_head = True
+        if version != "1.1" or not self.parser.should_keep_alive():
+            self.is_last = True
         if expected is not None and version == "1.1" and not self.inbox and (self._length or self._is_chunked):
             self.transport.write(_CONTINUE)
 
     def _fill_scope(self, version: str) -> None:
-        """Completes the scope of the request; raises `_Refusal`."""
+        """Makes the scope of the request (see the ASGI specification); raises `_Refusal`."""
         target = self.url
         if target.startswith(b"/") or target == b"*":
             path, _, query = target.partition(b"?")
@@ -433,12 +443,41 @@ class ClientConnection(HttpToolsProtocol):
             path, query = address.path or b"/", address.query or b""
         if b"#" in target:
             raise _Refusal(_MALFORMED)
-        self.scope["method"] = self._method.decode()
-        self.scope["http_version"] = version
-        self.scope["raw_path"] = path
-        self.scope["path"] = path.decode()  # with its escapes: this application decodes them itself
-        self.scope["query_string"] = query
-        self.scope["extensions"] = {"signer": {"connection": self}}
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": None,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "root_path": "",
+            "headers": self.headers,
+            "method": self._method.decode(),
+            "raw_path": path,
+            "path": path.decode(),  # with its escapes: this application decodes them itself
+            "query_string": query,
+            "extensions": {"signer": {"connection": self}},
+        }
+
+    def on_chunk_header(self) -> None:
+        """Called at the end of the line with a chunk's size."""
+        self._is_size = True
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+        if len(self.body) > MAX_BODY:
+            raise _Refusal(body_too_large())
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True
+
+    # --- responses ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Passes the whole request to the application."""
+        self.registry.await_phase(self, Phase.BUSY)
+        if self.api.sign_at_once(self.scope, bytes(self.body), self):
+            return
         self.cycle = RequestResponseCycle(
             scope=self.scope,
             transport=cast(asyncio.Transport, self._response),
@@ -449,40 +488,29 @@ class ClientConnection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=False,
-            keep_alive=version == "1.1" and self.parser.should_keep_alive(),
+            keep_alive=not self.is_last,
             on_response=self.on_response_complete,
         )
-
-    def on_chunk_header(self) -> None:
-        """Called at the end of the line with a chunk's size."""
-        self._is_size = True
-
-    def on_body(self, body: bytes) -> None:
-        self.cycle.body += body
-        if len(self.cycle.body) > MAX_BODY:
-            raise _Refusal(body_too_large())
-
-    def on_message_complete(self) -> None:
+        self.cycle.body = self.body
         self.cycle.more_body = False
         self.cycle.message_event.set()
-        self._is_whole = True
-
-    # --- responses ----------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        """Passes the whole request to the application."""
-        if self.is_last:
-            self.cycle.keep_alive = False
-        self.registry.await_phase(self, Phase.BUSY)
         self._start_asgi_task(self.cycle, self.app)
 
+    def respond(self, scope: Mapping[str, Any], response: HttpResponse) -> None:
+        """Sends the response to a request that `sign_at_once` took; does nothing if that request has ended."""
+        if scope is self.scope and not self.transport.is_closing() and self.phase is Phase.BUSY:
+            self._send(render_response(response, self.server_state.default_headers, is_last=self.is_last))
+
     def on_response_complete(self) -> None:
-        """Called when the application has given the last part of its response."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing() or self.phase is not Phase.BUSY:
-            return
-        self.transport.write(b"".join(self._response.parts))
-        self._response.parts.clear()
+        """Called when the ASGI callable has given the last part of its response."""
+        if not self.transport.is_closing() and self.phase is Phase.BUSY:
+            data = b"".join(self._response.parts)
+            self._response.parts.clear()
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        """Sends the whole response."""
+        self.transport.write(data)
         if self.flow.write_paused:
             self.registry.await_phase(self, Phase.LEAVING)
         else:
@@ -551,7 +579,8 @@ class ClientConnection(HttpToolsProtocol):
         """Called when the worker stops: no request may follow the current one."""
         if self.phase is Phase.BUSY:
             self.is_last = True
-            self.cycle.keep_alive = False
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
         elif self.phase is Phase.ARRIVING:
             self.is_last = True
 
@@ -568,6 +597,7 @@ class Api(Protocol):
 
     lines: LogLimit
 
+    def sign_at_once(self, scope: Mapping[str, Any], body: bytes, connection: Any) -> bool: ...
     def is_proxy(self, address: str) -> bool: ...
     def is_proxy_user(self, user: int) -> bool: ...
     def chores(self) -> None: ...
@@ -582,7 +612,7 @@ class EdgeServer(Server):
         super().__init__(config)
         self._note_started = note_started
         self.clients = clients
-        self._api = api
+        self.api = api
         self._handshakes: set[asyncio.Task[None]] = set()
         self._parent = os.getppid()
 
@@ -621,11 +651,11 @@ class EdgeServer(Server):
         peer: Peer
         if client_sock.family == socket.AF_UNIX:
             user = peer_process(client_sock).uid
-            peer = None if self._api.is_proxy_user(user) else user
+            peer = None if self.api.is_proxy_user(user) else user
         else:
             client_sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             address = (str(client[0]), int(client[1]))
-            peer = None if self._api.is_proxy(address[0]) else peer_of(address[0])
+            peer = None if self.api.is_proxy(address[0]) else peer_of(address[0])
         connection = ClientConnection(self.config, self, client_sock, address, peer, user)
         self.clients.add(connection)
         task = asyncio.get_running_loop().create_task(self._connect(connection))
@@ -656,7 +686,7 @@ class EdgeServer(Server):
 
     def chores(self) -> None:
         self.clients.expire()
-        self._api.chores()
+        self.api.chores()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers the requests in transit, refuses those that wait too long, and ends."""

@@ -21,6 +21,7 @@ from signer.settings import Proxies
 
 ROLE_NAME: Final = r"(?![.@-])[\w.@-]{1,256}+(?<![.@-])"  # ASCII; the keeper refuses longer names too
 _CREATED: Final = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+SIGN_METHODS: Final = ("POST", "PUT")  # PUT on Vault's paths only
 MAX_CONTENT_TYPE: Final = 1_024  # characters
 
 
@@ -54,6 +55,13 @@ class SignCall:
         """As `run`, in the event loop."""
         try:
             return self.response(await keeper.ask_async(self.header, self.body))
+        except SignerError as error:
+            return self.response(error)
+
+    def read_answer(self, keeper: KeeperClient, message: bytes | None) -> responses.HttpResponse:
+        """The HTTP response for the message that `KeeperClient.ask_soon` got."""
+        try:
+            return self.response(keeper.read_answer(self.header, message))
         except SignerError as error:
             return self.response(error)
 
@@ -100,7 +108,7 @@ class SignRoutes:
     def sign_call(self, environ: Mapping[str, Any], body: bytes) -> SignCall | None:
         """The sign call in a request, whose `RAW_PATH` still has its escapes; None for every other request."""
         path, method = environ["RAW_PATH"], environ["REQUEST_METHOD"]
-        if method in ("POST", "PUT") and (match := self._vault.fullmatch(path)) and not _has_vault_extras(environ):
+        if method in SIGN_METHODS and (match := self._vault.fullmatch(path)) and not _has_vault_extras(environ):
             return SignCall(environ, self._proxies, match[1], for_vault=True, body=body)
         if method == "POST" and (match := self._native.fullmatch(path)):
             return SignCall(environ, self._proxies, match[1], for_vault=False, body=body)

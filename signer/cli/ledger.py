@@ -25,11 +25,13 @@ from signer.cli.arguments import (
     WITNESS_KEY,
     OneOf,
     page_options,
+    quoted,
     read_settings,
     segment_option,
     whole,
 )
 from signer.cli.parser import verb
+from signer.cli.suggestions import similar
 from signer.cli.usage import UsageError
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
 from signer.model import Entry, EventFilter, Filter, Head
@@ -450,7 +452,7 @@ def event_line(entry: Entry) -> dict[str, object]:
     except (ValueError, RecursionError):
         from signer.ledger.reader import broken_at
 
-        raise broken_at(entry.seq, "its body is no JSON") from None
+        raise broken_at(entry.seq, "its body is not JSON") from None
     return {
         "actor": entry.actor,
         "body": body,
@@ -538,6 +540,8 @@ def events_list(
     count. Times are UTC."""
     with reading(segment) as reader:
         base = reader.base
+        if kind is not None:
+            _check_kind(kind, reader)
         found = reader.events(EventFilter(kind, identity, since * 1000, before, limit=limit + 1))
         rows = [{"at": timestamp(entry.time_ms // 1000), **event_line(entry)} for entry in found[:limit]]
     more = str(found[limit - 1].seq) if len(found) > limit else None
@@ -546,6 +550,26 @@ def events_list(
     output.show_rows({"events": rows, "before": more}, titles, cells, "no matching events", as_json=as_json)
     if not as_json:
         note_more(more, base)
+
+
+def _check_kind(kind: str, reader: LedgerReader) -> None:
+    """Raises `UsageError` unless this release records such a kind, or the ledger holds one, of another release."""
+    from itertools import groupby
+
+    from signer.ledger.schema import EVENT_KINDS
+
+    wanted = EventFilter(kind, limit=1)
+    if any(map(wanted.takes, EVENT_KINDS)) or reader.events(wanted):
+        return
+    groups = {group: [*names] for group, names in groupby(EVENT_KINDS, lambda name: name.partition(".")[0])}
+    known = ", ".join(
+        f"{group}.{'|'.join(name.partition('.')[2] for name in names)}" for group, names in groups.items()
+    )
+    near = similar(kind, [*EVENT_KINDS, *groups])
+    raise UsageError(
+        f"--kind: {quoted(kind, 60)} is not a kind of event",
+        f"{near}; kinds: {known}" if near else f"use one of {known}",
+    )
 
 
 def _event_columns(entry: Entry) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import msgspec
 from signer.errors import Unavailable, write_hint
 from signer.files import open_or_create, sync_file
 from signer.ledger import schema
+from signer.ledger.inode import inode_of
 from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.subtrees import TreeReader, leaves
 from signer.ledger.tree import CompactRange
@@ -123,14 +124,6 @@ def _is_written_out(db: sqlite3.Connection) -> bool:
     """False if the host stopped since the file was written, unless it was synced before."""
     found = db.execute("SELECT boot, is_synced FROM folded").fetchone()
     return found is not None and bool(found[1] or abs(found[0] - boot_time()) <= _BOOT_TOLERANCE)
-
-
-def inode_of(path: Path) -> int:
-    """The number of the file at `path`, 0 if there is none."""
-    try:
-        return os.stat(path).st_ino  # noqa: PTH116 - at each slice and page
-    except OSError:
-        return 0
 
 
 def delete_views(path: Path) -> None:

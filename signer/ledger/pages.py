@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import LedgerBroken, NotFound, Unavailable
-from signer.ledger.fold import add_events, create_views, folded_up_to, inode_of
+from signer.ledger.fold import add_events, create_views, folded_up_to
+from signer.ledger.inode import inode_of
 from signer.ledger.reader import REACH, LedgerReader
 from signer.ledger.schema import FILE_NAME, ISSUED, VIEWS_NAME
 from signer.ledger.subtrees import TreeReader

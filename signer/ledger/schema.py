@@ -53,6 +53,17 @@ ARCHIVED_TRIGGERS: Final = tuple(
 )
 ADD_ARCHIVED: Final = "INSERT INTO archived VALUES (?, ?, ?)"
 
+# Every kind of event that this release records. A ledger may hold others, of an older or a newer release.
+EVENT_KINDS: Final = (
+    "approval.denied", "approval.expired", "approval.given", "approval.issued", "approval.lapsed",
+    "approval.requested", "approval.withdrawn", "ca.refused", "ca.rotated", "certificate.issued",
+    "certificate.withheld", "certificates.revoked", "console.signed_in", "console.signed_out", "freeze.lifted",
+    "freeze.set", "host.added", "host.removed", "incident.closed", "incident.opened", "keeper.started",
+    "keeper.stopped", "ledger.archived", "ledger.key", "ledger.restored", "list.published", "operation.recorded",
+    "policy.loaded", "policy.refused", "publishing.key", "refusals.repeated", "request.refused", "shadow.difference",
+    "shadow.repeated", "waiver.ended", "waiver.used",
+)  # fmt: skip
+
 IS_FREEZE: Final = "kind IN ('freeze.set', 'freeze.lifted')"
 IS_HOST: Final = "kind IN ('host.added', 'host.removed')"
 IS_OPERATION: Final = "kind = 'operation.recorded'"

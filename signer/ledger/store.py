@@ -18,6 +18,7 @@ from signer.errors import LedgerBroken, Unavailable
 from signer.files import claim
 from signer.ledger.chain import chain
 from signer.ledger.fold import Fold
+from signer.ledger.inode import device_and_inode
 from signer.ledger.marks import FOLLOWED, mark_name
 from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
@@ -123,8 +124,7 @@ class Ledger(LedgerReader):
 
     def _identify_files(self) -> tuple[int, ...]:
         """Device and inode of the ledger and its WAL."""
-        ledger, log = os.stat(self._name), os.stat(self._log_name)  # noqa: PTH116 - at each commit
-        return ledger.st_dev, ledger.st_ino, log.st_dev, log.st_ino
+        return *device_and_inode(self._name), *device_and_inode(self._log_name)
 
     def _check_files(self) -> None:
         """After a write: raises `OSError` if the ledger's path names another file now."""

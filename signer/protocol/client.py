@@ -16,6 +16,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,9 +32,9 @@ MOST: Final = 64  # messages in flight of the event loop; more would only wait i
 class KeeperClient:
     """A client of the keeper that listens on `path`.
 
-    `ask` blocks and is safe to call in any thread, each of which gets a connection. `ask_async` belongs to one event
-    loop, which must call `expire` about ten times a second. `judged` is called, in the thread of the question, with
-    each token that the keeper accepted or refused.
+    `ask` blocks and is safe to call in any thread, each of which gets a connection. `ask_async` and `ask_soon` belong
+    to one event loop, which must call `expire` about ten times a second. `judged` is called, in the thread of the
+    question, with each token that the keeper accepted or refused.
     """
 
     def __init__(
@@ -54,6 +56,22 @@ class KeeperClient:
         self._queue: deque[_Question] = deque()
         self._room: memoryview | None = None
 
+    def read_answer(self, header: dict[str, object], message: bytes | None) -> Reply:
+        """The reply in the keeper's message for the question `header`; raises the `SignerError` that it sent, or
+        `Unavailable` if there is no message."""
+        if message is None:
+            raise keeper_gone()
+        token = header.get("token")
+        try:
+            reply = decode_reply(message)
+        except SignerError as error:
+            if isinstance(token, str) and error.code in TOKEN_CODES:
+                self.judged(token, False)
+            raise
+        if isinstance(token, str):
+            self.judged(token, True)
+        return reply
+
     # --- in a thread --------------------------------------------------------------------------------------------
 
     def ask(self, header: dict[str, object], body: bytes = b"") -> Reply:
@@ -68,8 +86,7 @@ class KeeperClient:
         message = _open(bytes(memoryview(buffer)[:size]), number)
         if message is None:
             self._drop()
-            raise keeper_gone()
-        return self._judge(header.get("token"), message)
+        return self.read_answer(header, message)
 
     def _send(self, message: bytes) -> socket.socket:
         """Sends on this thread's connection, or on a new one if the keeper has closed it; returns the connection."""
@@ -99,37 +116,29 @@ class KeeperClient:
         if connection is not None:
             connection.close()
 
-    def _judge(self, token: object, message: bytes) -> Reply:
-        try:
-            reply = decode_reply(message)
-        except SignerError as error:
-            if isinstance(token, str) and error.code in TOKEN_CODES:
-                self.judged(token, False)
-            raise
-        if isinstance(token, str):
-            self.judged(token, True)
-        return reply
-
     # --- in the event loop --------------------------------------------------------------------------------------
 
     async def ask_async(self, header: dict[str, object], body: bytes = b"") -> Reply:
         """As `ask`, without blocking the loop."""
-        question = _Question(b"%d" % next(self._numbers), header, body, time.monotonic() + self._seconds)
-        self._queue.append(question)
+        answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self.ask_soon(header, body, partial(_set_once, answer))
+        return self.read_answer(header, await answer)
+
+    def ask_soon(self, header: dict[str, object], body: bytes, take: Callable[[bytes | None], None]) -> None:
+        """As `ask_async`, without a task: the loop calls `take` later, with the message for `read_answer`."""
+        number = b"%d" % next(self._numbers)
+        message = number + b" " + make_message(header, body)
+        self._queue.append(_Question(number, message, time.monotonic() + self._seconds, take))
         self._send_waiting()
-        message = await question.reply
-        if message is None:
-            raise keeper_gone()
-        return self._judge(header.get("token"), message)
 
     def expire(self) -> None:
         """Fails the questions that have waited too long and retries those for which the keeper had no room."""
         now = time.monotonic()
         while self._out and (oldest := next(iter(self._out.items())))[1].due <= now:
             self._discard(oldest[0])
-            oldest[1].answer(None)
+            oldest[1].take(None)
         while self._queue and self._queue[0].due <= now:
-            self._queue.popleft().answer(None)
+            self._queue.popleft().take(None)
         self._send_waiting()
 
     def close(self) -> None:
@@ -144,8 +153,8 @@ class KeeperClient:
                 connection = self._send_now(question.message)
             except BlockingIOError:  # the keeper's backlog is full; `expire` retries
                 return
-            except OSError:
-                self._queue.popleft().answer(None)
+            except OSError:  # told later, as `ask_soon` promises
+                asyncio.get_running_loop().call_soon(self._queue.popleft().take, None)
             else:
                 self._queue.popleft()
                 self._out[connection] = question
@@ -189,7 +198,7 @@ class KeeperClient:
         else:
             self._free.append(connection)
         if question is not None:
-            question.answer(message)
+            question.take(message)
         self._send_waiting()
 
     def _discard(self, connection: socket.socket) -> None:
@@ -200,21 +209,19 @@ class KeeperClient:
         connection.close()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Question:
-    """A message of the event loop. `reply` becomes the keeper's message, None if there is none."""
+    """A message of the event loop, with its number; `take` gets the keeper's message, or None if there is none."""
 
-    __slots__ = ("due", "message", "number", "reply")
+    number: bytes
+    message: bytes
+    due: float
+    take: Callable[[bytes | None], None]
 
-    def __init__(self, number: bytes, header: dict[str, object], body: bytes, due: float) -> None:
-        self.number = number
-        self.message = number + b" " + make_message(header, body)
-        self.due = due
-        self.reply: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
 
-    def answer(self, message: bytes | None) -> None:
-        """Wakes the caller, unless it is gone."""
-        if not self.reply.done():
-            self.reply.set_result(message)
+def _set_once(answer: asyncio.Future[bytes | None], message: bytes | None) -> None:
+    if not answer.done():  # the caller may be gone
+        answer.set_result(message)
 
 
 def _open(message: bytes, number: bytes) -> bytes | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _KEYBOARD_SIGNALS = (_signal.SIGINT, _signal.SIGQUIT)
 _FORWARDED_SIGNALS = (_signal.SIGTERM, _signal.SIGHUP)
+HANDLED_SIGNALS = (*_KEYBOARD_SIGNALS, *_FORWARDED_SIGNALS)
 
 # Options in front of the user's own words; ssh keeps the first value of each, so these override ~/.ssh/config.
 SSH_OPTIONS = (
@@ -102,10 +103,9 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
     passed on.
     Raises `NoCommand`.
     """
-    signals = (*_KEYBOARD_SIGNALS, *_FORWARDED_SIGNALS)
-    handled = [number for number in signals if _signal.getsignal(number) != _signal.SIG_IGN]
-    # Blocked until there is a child to pass them on to.
-    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
+    handled = [number for number in HANDLED_SIGNALS if _signal.getsignal(number) != _signal.SIG_IGN]
+    # Blocked until there is a child to pass them on to; other threads must block them already.
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, HANDLED_SIGNALS)
     try:
         child = os.posix_spawn(
             path,

@@ -10,12 +10,14 @@ asks for a signature only after the host has accepted the certificate.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import _thread
 import os
 
 from signer.errors import BadFormat, Unavailable
 from signer.safe_session.agent import read_message
+from signer.safe_session.command import HANDLED_SIGNALS
 
 _REQUEST_IDENTITIES = 11  # SSH_AGENTC_REQUEST_IDENTITIES
 _SIGN_RESPONSE = 14  # SSH_AGENT_SIGN_RESPONSE
@@ -57,7 +59,13 @@ class AgentRelay:
         finally:
             os.umask(before)
         _thread.stack_size(_STACK)
-        _thread.start_new_thread(self._accept, ())
+        # A thread that blocked no signal would take those that `command.run` blocks: a Ctrl-C right after the command
+        # began would end this process instead of the command.
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, HANDLED_SIGNALS)
+        try:
+            _thread.start_new_thread(self._accept, ())  # which inherits what is blocked, as do those that it starts
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
     def __enter__(self) -> AgentRelay:
         return self

@@ -59,6 +59,13 @@ class FakeTransport(asyncio.Transport):
         self.is_paused = False
 
 
+class _AsgiAlone:
+    """What the server asks of an application that is a bare ASGI callable."""
+
+    def sign_at_once(self, *_request: object) -> bool:
+        return False
+
+
 class Clients:
     """The connections of a worker that serves `app`; belongs to a running loop."""
 
@@ -66,7 +73,8 @@ class Clients:
         config = make_config(app)
         config.load()
         self.registry = Connections(most, 75, lines or LogLimit(log))
-        self.server = EdgeServer(config, self.registry, cast(Api, None))
+        api = app if hasattr(app, "sign_at_once") else _AsgiAlone()
+        self.server = EdgeServer(config, self.registry, cast(Api, api))
 
     def connect(self, peer: str = "192.0.2.7") -> tuple[ClientConnection, FakeTransport]:
         """A new connection."""

@@ -25,8 +25,8 @@ KINDS: Final = (
     ("request.refused", "refusals"), ("refusals.repeated", "repeated refusals"),
     ("approval", "requests and approvals"), ("waiver", "waivers"), ("incident", "incidents"), ("freeze", "freezes"),
     ("policy", "policy"), ("ca", "CA key"), ("keeper", "keeper"), ("console", "console sessions"),
-    ("operation", "operations"), ("host", "hosts' keys"), ("list", "revocation list"), ("ledger", "ledger"),
-    ("shadow", "shadow mode"),
+    ("operation", "operations"), ("host", "hosts' keys"), ("list", "revocation list"), ("publishing", "publishing key"),
+    ("ledger", "ledger"), ("shadow", "shadow mode"),
 )  # fmt: skip
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d:\d\d:\d\d)Z)?", re.ASCII)
 _KIND: Final = re.compile(r"[a-z_]{1,32}(?:\.[a-z_]{1,32})?", re.ASCII)

@@ -24,13 +24,31 @@ def unsigned_of(given: Grant) -> bytes:
     return prepare_certificate(given, SERIAL, NONCE, NOW, CA.blob).unsigned
 
 
+def fields_of(given: Grant) -> CertificateFields:
+    """What the certificate of a grant has to hold."""
+    return CertificateFields(
+        key_kind=given.public_key.kind,
+        key=given.public_key.blob,
+        nonce=NONCE,
+        serial=SERIAL,
+        cert_type=1,
+        key_id=given.key_id,
+        principals=given.principals,
+        valid_after=NOW - given.backdate,
+        valid_before=NOW + given.ttl,
+        critical_options=given.critical_options,
+        extensions=tuple((name, "") for name in given.extensions),
+        ca_key=CA.blob,
+    )
+
+
 def obeys(fields: CertificateFields, given: Grant | None = None) -> None:
-    check_matches_grant(fields, given or grant(), NOW, SERIAL, NONCE, CA.blob)
+    check_matches_grant(fields, fields_of(given or grant()))
 
 
 def test_a_draft_says_what_was_granted_and_when() -> None:
     draft = prepare_certificate(grant(), SERIAL, NONCE, NOW, CA.blob)
-    assert decode_unsigned(draft.unsigned) == draft.fields
+    assert decode_unsigned(draft.unsigned) == draft.fields == fields_of(grant())
     assert (draft.fields.valid_after, draft.fields.valid_before) == (NOW - 30, NOW + 900)
     assert draft.fields.cert_type == 1
     assert draft.fields.nonce == NONCE
@@ -90,6 +108,22 @@ def test_each_changed_field_is_noticed(change: dict[str, Any]) -> None:
         obeys(replace(fields, **change))
 
 
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"key_kind": "ssh-rsa", "serial": 0}, "key type"),
+        ({"key": b""}, "public key"),
+        ({"cert_type": 2}, "type"),
+        ({"valid_before": NOW}, "valid before"),
+        ({"ca_key": b""}, "CA key"),
+    ],
+)
+def test_the_error_names_the_first_field_that_differs(change: dict[str, Any], what: str) -> None:
+    with pytest.raises(CertificateMismatch) as raised:
+        obeys(replace(fields_of(grant()), **change))
+    assert raised.value.text == f"the certificate differs from its grant: {what}"
+
+
 def test_a_grant_without_principals_is_never_drafted() -> None:
     with pytest.raises(CertificateMismatch, match="no principal"):
         prepare_certificate(grant(principals=()), SERIAL, NONCE, NOW, CA.blob)
@@ -102,7 +136,7 @@ def test_a_grant_whose_options_are_not_sorted_is_never_drafted() -> None:
 
 @pytest.mark.parametrize("nonce", [b"", b"\0" * 31, b"\0" * 33])
 def test_a_nonce_has_32_bytes(nonce: bytes) -> None:
-    with pytest.raises(CertificateMismatch, match="nonce"):
+    with pytest.raises(CertificateMismatch, match="the certificate differs from its grant: nonce length"):
         prepare_certificate(grant(), SERIAL, nonce, NOW, CA.blob)
 
 

@@ -19,6 +19,7 @@ from signer import __version__
 from signer.api.vault import routes as vault
 from signer.api.vault import system
 from signer.errors import BadFile
+from signer.ledger.schema import EVENT_KINDS
 from signer.model import RIGHTS
 from signer.policy import file as policy_file
 from signer.policy import tables
@@ -35,7 +36,7 @@ from tests.parts.documents import (
     section,
 )
 from tests.parts.parity_differences import DIFFERENCES
-from tests.parts.source import PACKAGE, texts, trees
+from tests.parts.source import PACKAGE, called_with, texts, trees
 
 DOCUMENTS = read_documents()
 README, SECURITY = DOCUMENTS["README.md"], DOCUMENTS["SECURITY.md"]
@@ -60,6 +61,10 @@ def test_every_part_of_the_reference_is_generated() -> None:
         "limits",
         "modules",
     }
+
+
+def test_the_kinds_of_events_are_those_that_the_code_records() -> None:
+    assert list(EVENT_KINDS) == sorted({text for _, kind in called_with({"Event"}) for text in texts(kind)})
 
 
 PAGE = """\

@@ -47,7 +47,7 @@ class Loop:
             assert key not in self.replies, "answered twice"
             self.replies[key] = reply
 
-    def ask(self, lookup: Lookup, key: str = "key", within: float = 20) -> Reply:
+    def ask(self, lookup: Lookup, key: str = "key", within: float = 60) -> Reply:
         self.reader.submit(key, lookup)
         deadline = time.monotonic() + within
         while key not in self.replies:
@@ -210,7 +210,7 @@ def test_the_process_ends_with_its_keepers_end_of_the_connection(loop: Loop) -> 
     loop.selector.unregister(loop.reader._sock)
     loop.reader._sock.close()
     loop.reader._sock = None
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
 
 
 @missing.needs_root

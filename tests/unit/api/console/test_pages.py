@@ -10,7 +10,8 @@ import pytest
 
 from signer.errors import Unavailable
 from signer.ledger.marks import Mark
-from signer.model import BACKDATE, Event, Revocation
+from signer.ledger.schema import EVENT_KINDS
+from signer.model import BACKDATE, Event, EventFilter, Revocation
 from signer.protocol.commands import Freeze, RecordOperation, Revoke
 from signer.protocol.operations import OperationBody
 from signer.protocol.replies import Reply
@@ -224,6 +225,14 @@ def test_the_others_are_hidden_from_a_human_without_the_right(monkeypatch: pytes
 
 
 # --- ledger and operations --------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_offers_every_kind_of_event_and_no_other(bench: Bench) -> None:
+    choices = re.search(r'<select[^>]*name="kind".*?</select>', signed_in(bench).get("/console/ledger").text, re.DOTALL)
+    assert choices is not None
+    offered = [EventFilter(kind) for kind in re.findall(r'value="([a-z_.]+)"', choices[0]) if kind != "others"]
+    assert [kind for kind in EVENT_KINDS if not any(choice.takes(kind) for choice in offered)] == []
+    assert [choice.kind for choice in offered if not any(map(choice.takes, EVENT_KINDS))] == []
 
 
 def test_the_ledger_shows_the_chain_and_its_events_by_kind_identity_and_time(bench: Bench) -> None:
