@@ -251,7 +251,7 @@ class CaKeys:
 class Grant(msgspec.Struct, frozen=True):
     """A decision to issue: everything the certificate may say, except serial, nonce and the clock's time.
 
-    Options are sorted by name; `extension_values` has the extensions that are no flags. `ttl` is seconds from now;
+    Options are sorted by name; `extension_values` has the extensions that are not flags. `ttl` is seconds from now;
     `backdate` seconds before now.
     """
 

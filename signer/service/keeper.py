@@ -38,7 +38,6 @@ from signer.ca.bundle import render_bundle
 from signer.ca.service_key import ServiceKey
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
-from signer.ledger.fold import RETRY_AFTER
 from signer.ledger.lookups import Lookup, ProveConsistency
 from signer.ledger.marks import COSIGNED, VERIFIED, cosigning_warnings, read_mark
 from signer.model import Caller, Event, PublicKey
@@ -87,6 +86,7 @@ from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.service.supervisor import Supervisor
+from signer.service.view_writer import RETRY_AFTER, ViewWriter
 from signer.ssh.publickey import render_public_key
 from signer.ssh.signing import CertifyInPool, Obtained, SignAtOnce
 
@@ -148,7 +148,10 @@ class _Postponed:
 class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
-    _totals: MetricsText | None = None  # the metrics that the strangers of a round share
+    # As of a round:
+    _totals: MetricsText | None = None  # the metrics that its strangers share
+    _has_folded = False  # the view writer has replied
+    _has_reports = False  # of the process that sends notices
 
     def __init__(
         self,
@@ -197,9 +200,9 @@ class Keeper:
         )
         self._hosts = HostsSeen(core.host_names)
         self._notifier = None if sender is None else self._make_notifier(sender)
+        self._views = ViewWriter(ledger.data_dir, self._selector)
+        self._fold_due = 0.0  # seconds until the view writer has something to do
         self._internal: tuple[object, ...] = (self._reader, builder)  # what they send is collected after the batch
-        self._has_reports = False  # of the process that sends notices, as of this round
-        self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
         self._strangers_left = MAX_STRANGERS
@@ -236,6 +239,7 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         self._reader.start()
+        self._views.start()
         with suppress(SignerError):  # the ledger, the clock: each look at readiness says so
             self._core.check_ready()
         for warning in still_vault(self._backend.mode, self._core.cut_over()):
@@ -259,12 +263,14 @@ class Keeper:
                 self._lines.flush()
                 failure = self._check_listener()
                 ticked = time.monotonic()
+        self._views.disconnect()
         self._close_pool()
         self._close_reader()
         self._publisher.close()
         self._core.end()
         if self._notifier is not None:
             self._notifier.close()
+        self._views.close()
         if failure is not None:
             raise failure
 
@@ -307,7 +313,7 @@ class Keeper:
         waiting: list[_Waiting] = []
         has_new_connections = False
         self._strangers_left = MAX_STRANGERS
-        self._has_reports = False
+        self._has_reports = self._has_folded = False
         self._totals = None
         timeout = self._patience()
         self._resume_postponed(waiting)
@@ -316,6 +322,8 @@ class Keeper:
                 has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
+            elif key.data is self._views:
+                self._has_folded = True
             elif key.data is self._notifier:
                 self._has_reports = True
             elif key.data not in self._internal:
@@ -376,9 +384,9 @@ class Keeper:
             self._reply(results[index][0][0], reply)
 
     def _fold(self) -> None:
-        """Folds a slice of events into the views if it is due. A failure affects only readers."""
+        """Has a slice of events folded into the views if it is due. A failure affects only readers."""
         try:
-            self._fold_due = self._ledger.fold()
+            self._fold_due = self._views.turn(self._ledger.newest(), has_reply=self._has_folded)
         except SignerError as error:
             self._lines.warn("views not folded", f"{error.text} ({error.code})")
             self._fold_due = RETRY_AFTER
@@ -398,8 +406,8 @@ class Keeper:
             if reply.startswith(b"Error\n"):
                 code = str(json.loads(reply.partition(b"\n")[2])["code"])
                 self.metrics.count_refusal(code)
-                if code in ("ledger_tables_differ", "views_behind") and self._fold_due is None:
-                    self._ledger.recheck_views(is_damaged=code == "ledger_tables_differ")
+                if code in ("ledger_tables_differ", "views_behind") and self._views.is_idle:
+                    self._views.recheck(is_damaged=code == "ledger_tables_differ")
 
     def _tell_watchers(self) -> None:
         """Sends each `watch` connection the ids of requests that changed; what is in them, it has to ask for."""
@@ -588,7 +596,7 @@ class Keeper:
             case "metrics":
                 return self._metrics_text(header)
             case "checkpoint":
-                return SignedCheckpoint(note=self._checkpoints.newest())
+                return SignedCheckpoint(note=self._checkpoints.newest(self._views.head))
             case "proof":
                 return ProveConsistency("", MAX_REPLY, *read_sizes(header))  # "": nobody's, all share one part
             case "hosts":

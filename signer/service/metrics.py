@@ -175,10 +175,6 @@ class TimedLedger(Ledger):
         finally:
             self.commit_seconds.observe(time.perf_counter() - began)
 
-    def fold(self) -> float | None:
-        self._before_write()
-        return super().fold()
-
     def probe(self, now_ms: int) -> None:
         self._before_write()
         super().probe(now_ms)
