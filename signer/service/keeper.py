@@ -19,11 +19,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import msgspec
 from prometheus_client.core import Metric
 
 from signer.authority.certificates import PendingSignature
@@ -76,7 +77,7 @@ from signer.protocol.replies import (
 from signer.service.checkpoints import Checkpoints
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
-from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.metrics import Metrics, TimedLedger
 from signer.service.notifier import Notifier, SenderPlace, Sources
 from signer.service.outage import Outage
 from signer.service.overview import Overview, hosts_reply
@@ -103,6 +104,7 @@ SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for 
 # Messages that are answered outside a batch; the last one by the query reader.
 _DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen", "checkpoint", "proof")
 _SEND_BUFFER: Final = 1024 * 1024
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _PENDING: Final = (PendingSignature, PendingCertificate)
 
 
@@ -125,14 +127,13 @@ class Publishing:
     key: ServiceKey
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, eq=False):
     """A command without a reply yet."""
 
     peer: _Peer
     number: bytes  # of the message, which its reply repeats; empty if it has none
     command: Command | None  # None for a lookup that anybody may make
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    began: float = msgspec.field(default_factory=time.perf_counter)  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class Keeper:
         self._supervisor.ready()
         ticked = time.monotonic()
         failure: SignerError | None = None
-        while failure is None and not self._signals & {signal.SIGTERM, signal.SIGINT}:
+        while failure is None and self._signals.isdisjoint(_ENDING):
             self._supervisor.alive()
             self._serve_once(woken)
             self._collect_signatures()
@@ -401,7 +402,7 @@ class Keeper:
         """Passes on the replies of the query reader."""
         for item, reply in self._reader.collect():
             self._send(item.peer, item.number, reply)
-            self.metrics.latency.observe(item.watch.seconds())
+            self.metrics.latency.observe(time.perf_counter() - item.began)
             if reply.startswith(b"Error\n"):
                 code = str(json.loads(reply.partition(b"\n")[2])["code"])
                 self.metrics.count_refusal(code)
@@ -426,7 +427,7 @@ class Keeper:
             self._reply(item, stopping)
 
     def _count(self, item: _Waiting, reply: ReplyOrError) -> None:
-        self.metrics.latency.observe(item.watch.seconds())
+        self.metrics.latency.observe(time.perf_counter() - item.began)
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
             self._outage.note_failure(reply)

@@ -70,6 +70,8 @@ class QueryReader(Generic[_K]):
 
     def collect(self) -> list[tuple[_K, bytes]]:
         """The replies since the last call; sends the next lookup. Never blocks."""
+        if not self._askers:
+            return []
         replies = self._receive() if self._current is not None else []
         if self._current is None:
             self._send_next()
@@ -77,6 +79,8 @@ class QueryReader(Generic[_K]):
 
     def due(self) -> float | None:
         """Seconds until `collect` has something to do without a reply; None if no lookup waits."""
+        if not self._askers:
+            return None
         if self._current is not None:
             return max(self._current[2] + DEADLINE - time.monotonic(), 0.0)
         now = time.monotonic()
