@@ -6,6 +6,7 @@ test: start your own (`start_sshd`, `OpenBao(tmp_path)`) for that.
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,12 @@ hypothesis.settings.load_profile("signer")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take many minutes")
+
+
+def pytest_configure() -> None:
+    """A shell ignores Ctrl-C for what it starts with `&`, and so would each process that a test presses Ctrl-C on."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

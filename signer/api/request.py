@@ -68,8 +68,8 @@ def read_session(environ: Environ, *, only_secure: bool = False) -> str | None:
 def read_address(environ: Environ, proxies: Proxies) -> str | None:
     """The caller's IP address: the peer's, or the last one in X-Forwarded-For that is not a trusted proxy's.
 
-    None if it is unknown: a unix socket of a user who is no proxy, or a proxy without the header. An invalid entry ends
-    the search, because the entries before it come from an untrusted sender.
+    None if it is unknown: a unix socket of a user who is not a proxy, or a proxy without the header. An invalid entry
+    ends the search, because the entries before it come from an untrusted sender.
     """
     peer = str(environ.get("REMOTE_ADDR", ""))
     if peer and not proxies.networks:

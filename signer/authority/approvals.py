@@ -1,7 +1,7 @@
 """Requests that wait for humans, their approvals and waivers: a state machine over the ledger's events. Pure.
 
 `Approvals` holds what the events say; `apply` is the only way to change it, when a command is decided and at a start.
-Whether an approval counts is decided each time anew, by the policy and the freezes then in force (`Situation`): no
+Whether an approval counts is decided again each time, by the policy and the freezes then in force (`Situation`): no
 right is remembered. `incidents.py` holds what break-glass leaves behind, `requests.py` the commands.
 """
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
 
+import msgspec
+
 from signer.authority import console_sessions, freezes, queries, requests
 from signer.authority.approvals import (
     REMEMBERED,
@@ -164,8 +166,7 @@ class Backend(Protocol):
     def use_key(self, key: SigningKey) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The result of one command: events to commit first, then the reply to send or what the reply waits for.
 
     `reply` is None if it is made from the committed event (`replies_with_entry`). A pending one is signed by `run` if

@@ -18,6 +18,7 @@ from typing import Any, Final
 from tests.parts import ports
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key
+from tests.parts.processes import family
 from tests.parts.service import ROOT, STANDARD_POLICY, Service
 
 BASE_IMAGE: Final = "localhost/debian:bookworm"
@@ -258,7 +259,7 @@ class Contained(Service):
         """
         found = {}
         top = self.inspect()["State"]["Pid"]
-        for pid in (top, *_offspring(top)):
+        for pid in family(top):
             inhabitant = Inhabitant(pid)
             with suppress(FileNotFoundError, ProcessLookupError):
                 inhabitant.read()
@@ -304,12 +305,3 @@ class Inhabitant:
     @cached_property
     def environment(self) -> str:
         return Path(f"/proc/{self.pid}/environ").read_bytes().decode()
-
-
-def _offspring(pid: int) -> list[int]:
-    """All that came of a process, itself not counted."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [one for child in children for one in (int(child), *_offspring(int(child)))]

@@ -9,7 +9,7 @@ from typing import TypeVar
 _Value = TypeVar("_Value")
 
 
-def eventually(look: Callable[[], _Value], what: str, *, seconds: float = 30) -> _Value:
+def eventually(look: Callable[[], _Value], what: str, *, seconds: float = 60) -> _Value:
     """The first true value of `look()`; raises `TimeoutError` that says what was waited for."""
     deadline = time.monotonic() + seconds
     while not (value := look()):

@@ -49,11 +49,11 @@ class Humans:
 
     # --- what the humans do -------------------------------------------------------------------------------------
 
-    def wait_for(self, count: int = 1, state: str = "pending", seconds: float = 20) -> dict[str, Any]:
+    def wait_for(self, count: int = 1, state: str = "pending", seconds: float = 60) -> dict[str, Any]:
         """The newest request in `state`, once there are `count`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            found = [request for request in self.requests.values() if request["state"] == state]
+            found = [request for request in list(self.requests.values()) if request["state"] == state]
             if len(found) >= count:
                 return found[-1]
             time.sleep(0.01)
@@ -84,7 +84,7 @@ class Humans:
                               "may": [], "token": {"expires": "2099-01-01T00:00:00Z"}})  # fmt: skip
         if path == "/api/requests":
             assert query == f"identity={self.identity}"
-            return http(200, {"requests": list(reversed(self.requests.values())), "before": None})
+            return http(200, {"requests": list(self.requests.values())[::-1], "before": None})
         words = path.split("/")[2:]
         if words[0] == "sign":
             return self._sign(asked, words[1])
@@ -102,7 +102,7 @@ class Humans:
         body = asked.body
         assert set(body) >= {"public_key", "claim_sha256"}, body
         ask = {name: value for name, value in body.items() if name != "public_key"} | {"role": role}
-        for request in self.requests.values():
+        for request in list(self.requests.values()):
             is_same = request["ask"] == ask
             if is_same and request["state"] == "denied":
                 return problem(403, f"{request['denied']['by']} denied it", code="request_denied")

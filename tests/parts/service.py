@@ -16,6 +16,7 @@ from signer.policy.tokens import render_token, token_digest
 from tests.parts import ports
 from tests.parts.fido import fill_fido_keys
 from tests.parts.keys import Key
+from tests.parts.processes import children, command_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -191,13 +192,9 @@ class Service:
 
     def keeper_pid(self) -> int | None:
         """The keeper's process, None while there is none."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for child in children:
-            try:
-                if b"keeper" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
-                    return int(child)
-            except OSError:
-                continue
+        for child in children(self.pid):
+            if b"keeper" in command_line(child).split(b"\0"):
+                return child
         return None
 
     def log(self) -> str:

@@ -64,21 +64,24 @@ def problem(status: int, detail: str, hint: str = "", *headers: str, code: str =
 
 
 class Standin:
-    """Answers each connection with what `handler` returns, then closes it. `asked` is what came, in order."""
+    """Answers each connection with what `handler` returns, then closes it. `asked` is what came, in order.
 
-    def __init__(self, handler: Handler, *, unix: Path | None = None, port: int = 0) -> None:
+    Its address is its own from the start, and refuses connections until it is entered as a context manager.
+    """
+
+    def __init__(self, handler: Handler, *, unix: Path | None = None) -> None:
         self.handler = handler
         self.asked: list[Asked] = []
         self.broken_off = 0  # answers that the other side did not take to the end
         self._socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(str(unix) if unix else ("127.0.0.1", port))
-        self._socket.listen(16)
+        self._socket.bind(str(unix) if unix else ("127.0.0.1", 0))
         self.address = f"unix:{unix}" if unix else f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.wrap: ssl.SSLContext | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Self:
+        self._socket.listen(16)
         self._thread.start()
         return self
 
@@ -210,7 +213,7 @@ class Client:
 
     def run(self, address: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         process = self.start(address, *words, **more)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(list(words), process.returncode, out, err)
 
     def left_behind(self) -> list[Path]:

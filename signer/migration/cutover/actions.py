@@ -62,8 +62,10 @@ class Pause(threading.Thread):
 
     def run(self) -> None:
         last = time.monotonic() if self._last is None else self._last
+        has_ended = False
         with closing(self._api):
-            while not self._ended.wait(_LOOK_EVERY):
+            while not has_ended:
+                has_ended = self._ended.wait(_LOOK_EVERY)  # then one more poll, to end a pause that is over
                 self._is_ready = self._looks_ready()
                 if self._is_ready:
                     now = time.monotonic()
@@ -83,7 +85,6 @@ class Pause(threading.Thread):
 
     def stop(self) -> float:
         """Seconds, to a tenth; a pause that has not ended is not counted."""
-        self._ended.wait(2 * _LOOK_EVERY)  # one more poll, to end a pause that is over
         self._ended.set()
         self.join(2)
         return round(max(self._longest, 0.0), 1)

@@ -22,6 +22,7 @@ from tests.parts import missing
 from tests.parts.deciders import POLICY, Deciders, deciders
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
+from tests.parts.processes import open_files
 from tests.parts.receiver import SECRET, Receiver
 from tests.parts.service import Service
 
@@ -91,6 +92,7 @@ def kill(people: Deciders, name: str) -> None:
     former = int(state()["pid"])
     os.kill(former, signal.SIGKILL)
     eventually(lambda: (found := state())["ready"] and found["pid"] not in (0, former), f"another {name}")
+    eventually(people.service.is_ready, "the api reaches the keeper")
 
 
 def kill_sender(people: Deciders) -> None:
@@ -196,7 +198,8 @@ def test_another_history_that_a_witness_held_is_told_and_its_end(people: Decider
 
 
 def test_the_process_has_no_key_and_no_ledger(people: Deciders) -> None:
-    opened = [str(path.readlink()) for path in Path(f"/proc/{sender_pid(people)}/fd").iterdir() if path.is_symlink()]
+    opened = open_files(sender_pid(people))
+    assert opened
     assert not [name for name in opened if "ledger" in name or "views" in name or name.endswith("/ca")]
     environment = Path(f"/proc/{sender_pid(people)}/environ").read_text()
     assert SECRET not in environment

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import missing
+from tests.parts import missing, ports
 from tests.parts.agents import PIN, SO_PIN
 from tests.parts.documents import ROOT, blocks, document
 from tests.parts.eventually import eventually
@@ -80,7 +80,7 @@ def test_the_runbook_shows_what_its_commands_print() -> None:
             stdout=subprocess.DEVNULL,
         )
         try:
-            eventually((place / "agent" / "agent.sock").exists, "the agent listens")
+            eventually(lambda: ports.takes(place / "agent" / "agent.sock"), "the agent listens")
             before: list[str] = []
             for block in shown():
                 if any("signer check" in command for command, _ in block):

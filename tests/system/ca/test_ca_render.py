@@ -21,6 +21,7 @@ from tests.parts.eventually import eventually
 from tests.parts.infisical import ACCESS_TOKEN, CLIENT_SECRET, Infisical
 from tests.parts.keys import Key, KeyRing, make_key, ssh_keygen
 from tests.parts.memory import memory_folder
+from tests.parts.processes import command_line, descendants, environment, family
 from tests.parts.selfsigned import write_certificate
 from tests.parts.service import StartService
 
@@ -327,25 +328,6 @@ def start(environ: Mapping[str, str], *words: str, log: Path) -> subprocess.Pope
         )
 
 
-def family(pid: int) -> list[int]:
-    """The process and all that it started, as far as they are still there."""
-    found = [pid]
-    for member in found:
-        try:
-            found += [int(child) for child in Path(f"/proc/{member}/task/{member}/children").read_text().split()]
-        except OSError:
-            continue  # it has ended meanwhile
-    return found
-
-
-def visible(pid: int) -> bytes:
-    """Command line and environment, as root can read them of anybody; empty if it has ended meanwhile."""
-    try:
-        return b"\0".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
-    except OSError:
-        return b""
-
-
 @missing.needs_root
 def test_no_process_shows_a_secret_in_its_arguments_or_environment(
     server: Infisical, target: Path, key: Key, tmp_path: Path
@@ -359,10 +341,10 @@ def test_no_process_shows_a_secret_in_its_arguments_or_environment(
         before = len(server.requests)
         while len(server.requests) < before + 2:  # until it has the token and waits for the key
             assert process.poll() is None, (tmp_path / "log").read_text()
-            for pid in family(process.pid)[1:]:
+            for pid in descendants(process.pid):
                 # Before it becomes another program, a child is its parent, with what the operator gave that.
-                if b"signer.ca.infisical" in (text := visible(pid)):
-                    seen[pid] = text
+                if b"signer.ca.infisical" in (words := command_line(pid)):
+                    seen[pid] = words + environment(pid)
     finally:
         process.kill()
         process.wait()

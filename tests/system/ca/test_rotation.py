@@ -21,6 +21,7 @@ from tests.parts import missing, rotation
 from tests.parts.builders import rotations
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing, make_key
+from tests.parts.processes import children, open_files
 from tests.parts.rotation import Rotating, line_of, rotating_service
 from tests.parts.sshd import StartSshd
 
@@ -171,8 +172,7 @@ def listening() -> set[Path]:
 
 
 def sockets(pid: int) -> set[Path]:
-    links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
-    return {link for link in links if str(link).startswith("socket:")}
+    return {Path(link) for link in open_files(pid) if link.startswith("socket:")}
 
 
 def test_the_api_has_neither_end_of_the_keepers_channel(world: Rotating) -> None:
@@ -183,11 +183,10 @@ def test_the_api_has_neither_end_of_the_keepers_channel(world: Rotating) -> None
     theirs = Path(f"/proc/{keeper}/fd/{words[words.index('--channel') + 1]}").readlink()
     ours = sockets(launcher) - listening()  # to the keeper, to the api, and the control socket
     assert len(ours) == 3
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (gunicorn,) = [int(child) for child in children if int(child) != keeper]
-    workers = Path(f"/proc/{gunicorn}/task/{gunicorn}/children").read_text().split()
+    (gunicorn,) = [child for child in children(launcher) if child != keeper]
+    workers = children(gunicorn)
     assert workers
-    for pid in (gunicorn, *map(int, workers)):
+    for pid in (gunicorn, *workers):
         assert not sockets(pid) & {*ours, theirs}
 
 

@@ -84,7 +84,7 @@ def processes_of(folder: Path) -> list[str]:
 
 def check_gone(folder: Path) -> None:
     assert not folder.exists()
-    deadline = time.monotonic() + 10  # the api's worker may still be on its way out
+    deadline = time.monotonic() + 60  # the api's worker may still be on its way out
     while (left := processes_of(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []

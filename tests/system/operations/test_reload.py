@@ -19,6 +19,7 @@ from cryptography import x509
 from tests.parts import missing, ports, rotation
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
+from tests.parts.processes import children
 from tests.parts.rotation import rotating_service, two_users_service
 from tests.parts.selfsigned import write_certificate
 from tests.parts.service import STANDARD_POLICY, Service
@@ -225,10 +226,6 @@ def test_audit_tls_is_renewed_without_a_stop_and_half_a_renewal_takes_nobody_dow
         assert service.keeper_pid() == keeper
         assert children(service.pid).count(arbiter) == 1
         assert "BEGIN" not in service.log()
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_audit_a_start_with_half_a_pair_is_refused_in_words(tmp_path: Path, old: Key) -> None:

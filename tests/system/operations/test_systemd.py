@@ -31,6 +31,7 @@ from tests.parts import missing, ports
 from tests.parts.agents import Agent, SoftHsm
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
+from tests.parts.processes import children
 from tests.parts.service import ROOT, STANDARD_POLICY, Service
 
 UNITS = ROOT / "scripts" / "systemd"
@@ -133,10 +134,8 @@ class Started:
 
     def pid(self, name: str) -> int:
         """The unit's main process; what started here is strace."""
-        (child,) = (
-            Path(f"/proc/{self.processes[name].pid}/task/{self.processes[name].pid}/children").read_text().split()
-        )
-        return int(child)
+        (child,) = children(self.processes[name].pid)
+        return child
 
     def status(self, name: str) -> dict[str, list[str]]:
         lines = Path(f"/proc/{self.pid(name)}/status").read_text().splitlines()
@@ -147,7 +146,7 @@ class Started:
         ended = {}
         for name in reversed(NAMES):
             os.kill(self.pid(name), signal.SIGTERM)
-            ended[name] = self.processes[name].wait(30)
+            ended[name] = self.processes[name].wait(60)
         return ended
 
 
@@ -384,15 +383,15 @@ def test_the_agent_with_a_token_makes_no_system_call_that_its_unit_forbids() -> 
             preexec_fn=deny_executable_memory,  # noqa: PLW1509
         )
         try:
-            eventually(socket.exists, "it listens")
+            eventually(lambda: ports.takes(socket), "it listens")
             agent = Agent(socket=socket, environ=token.environ)
             public = parse_public_key(token.load_into(agent))
             signature = CaAgent(socket, user.pw_uid).find_key(public.fingerprint).sign(b"what is signed")
             assert signature
         finally:
-            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGTERM)
-            process.wait(30)
+            for child in children(process.pid):
+                os.kill(child, signal.SIGTERM)
+            process.wait(60)
         calls = set(re.findall(r"^\d+ +(\w+)\(", command_of_the_unit(trace.read_text()), re.MULTILINE))
         assert {"socket", "setgid"} & calls
         assert calls - allowed(unit.service["SystemCallFilter"], syscall_groups()) == set()

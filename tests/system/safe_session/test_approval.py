@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from signer.ssh.statement import APPROVAL_NAMESPACE, approval_statement, request_digest
+from tests.parts import ports
+from tests.parts.eventually import eventually
 from tests.parts.humans import Humans, ThreadedStandin, kept_secrets
 from tests.parts.keys import Key, KeyRing
 from tests.parts.standin import Asked, Client, Signer, Standin, problem
@@ -160,7 +162,7 @@ def test_a_request_that_is_over_makes_room_for_another(
 ) -> None:
     waiting = client.start(api.address, "--wait", "20s", "exec", "--", "true")
     humans.decide(state)
-    out, err = waiting.communicate(timeout=30)
+    out, err = waiting.communicate(timeout=60)
     assert (waiting.returncode, err, json.loads(out)["state"]) == (77, "", state)
     assert kept_secrets(memory) == []
     assert marked(client, api).returncode == 75
@@ -176,7 +178,7 @@ def test_wait_ends_with_the_approval_or_with_75(
     waiting = client.start(api.address, "--wait", "30s", "exec", "--", "touch", str(client.folder / "ran"))
     time.sleep(0.5)
     humans.decide("approved")
-    out, err = waiting.communicate(timeout=30)
+    out, err = waiting.communicate(timeout=60)
     assert (waiting.returncode, out, err) == (0, "", "")
     assert len(humans.requests) == 1
 
@@ -196,7 +198,7 @@ def test_without_a_folder_in_memory_only_waiting_is_possible(
     assert not list(client.runtime.rglob("*claims*"))
     waiting = client.start(api.address, "--wait", "30s", "exec", "--", "true")
     humans.decide("approved")
-    assert waiting.communicate(timeout=30)[1] == ""
+    assert waiting.communicate(timeout=60)[1] == ""
     assert waiting.returncode == 0
     done = marked(client, api, "--wait", "1s")
     assert done.returncode == 75
@@ -208,7 +210,7 @@ def test_two_same_commands_at_once_make_one_request(
     client: Client, api: ThreadedStandin, humans: Humans, memory: Path
 ) -> None:
     """Both have filed one before either kept its secret; the second withdraws its own and goes on with the first."""
-    barrier = threading.Barrier(2, timeout=20)
+    barrier = threading.Barrier(2, timeout=60)
     answer = humans._sign
 
     def together(asked: Asked, role: str) -> bytes:
@@ -221,7 +223,7 @@ def test_two_same_commands_at_once_make_one_request(
     done = threading.Event()
     humans._sign = together  # type: ignore[method-assign]
     both = [client.start(api.address, "exec", "--", "true") for _ in range(2)]
-    said = [json.loads(process.communicate(timeout=30)[0]) for process in both]
+    said = [json.loads(process.communicate(timeout=60)[0]) for process in both]
     assert said[0]["request"] == said[1]["request"]
     assert sorted(request["state"] for request in humans.requests.values()) == ["pending", "withdrawn"]
 
@@ -285,10 +287,9 @@ def test_a_terminated_wait_leaves_the_request_to_the_next_command(
 ) -> None:
     waiting = client.start(api.address, "--wait", "60s", "exec", "--", "true")
     humans.wait_for()
-    while not kept_secrets(memory):
-        time.sleep(0.02)
+    eventually(lambda: kept_secrets(memory), "its secret is kept")
     waiting.send_signal(signal.SIGTERM)
-    assert waiting.wait(20) == 128 + signal.SIGTERM
+    assert waiting.wait(60) == 128 + signal.SIGTERM
     humans.decide("approved")
     assert marked(client, api).returncode == 0
     assert len(humans.requests) == 1
@@ -321,7 +322,7 @@ class Terminal:
     def press(self, keys: bytes) -> None:
         os.write(self._terminal, keys)
 
-    def read_until(self, text: str, seconds: float = 20) -> None:
+    def read_until(self, text: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.shown:
             if not select.select([self._terminal], [], [], max(0, deadline - time.monotonic()))[0]:
@@ -330,7 +331,7 @@ class Terminal:
 
     def end(self) -> int:
         """The exit status."""
-        while select.select([self._terminal], [], [], 20)[0]:
+        while select.select([self._terminal], [], [], 60)[0]:
             try:
                 self.shown += os.read(self._terminal, 4096).decode()
             except OSError:
@@ -418,7 +419,7 @@ def test_wait_and_requests_show_what_the_service_has(
     assert (waited.returncode, json.loads(waited.stdout)["state"]) == (75, "pending")
     waiting = client.start(api.address, "wait", name, "--for", "30s")
     humans.decide("approved")
-    out, _ = waiting.communicate(timeout=30)
+    out, _ = waiting.communicate(timeout=60)
     assert (waiting.returncode, json.loads(out)["state"]) == (0, "approved")
     withdrawn = client.run(api.address, "withdraw", name)
     assert (withdrawn.returncode, withdrawn.stdout) == (0, f"request {name} is withdrawn\n")
@@ -487,8 +488,7 @@ def test_the_key_is_found_in_the_home_or_in_the_agent(
     humans.requests.clear()
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", client.folder / "agent"], stdout=subprocess.DEVNULL)
     try:
-        while not (client.folder / "agent").exists():
-            time.sleep(0.01)
+        eventually(lambda: ports.takes(client.folder / "agent"), "the agent listens")
         environment = {"SSH_AUTH_SOCK": str(client.folder / "agent")}
         subprocess.run(["ssh-add", "-q", asker.private], env=environment | {"PATH": os.environ["PATH"]}, check=True)
         assert marked(client, api, **environment).returncode == 0

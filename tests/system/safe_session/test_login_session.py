@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def api(client: Client, ca: Key) -> Iterator[Standin]:
         yield running
 
 
-def eventually(true: Callable[[], object], seconds: float = 10) -> bool:
+def eventually(true: Callable[[], object], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
@@ -114,12 +115,13 @@ def test_the_private_place_is_private(client: Client, api: Standin) -> None:
 
 
 def test_the_agent_lets_the_key_go_when_the_certificate_ends(client: Client, ca: Key) -> None:
-    signer = Signer(client.folder, ca, expires_in=1)
+    signer = Signer(client.folder, ca, expires_in=4)  # seconds enough for a busy machine to look at it first
     with Standin(signer) as api:
-        done = client.run(api.address, "-v", "exec", "--", "sh", "-c", "ssh-add -l; sleep 2.5; ssh-add -l")
+        script = "while ssh-add -l; do sleep 0.2; done"
+        done = client.run(api.address, "-v", "exec", "--", "sh", "-c", script)
     assert "ED25519-CERT" in done.stdout
     assert done.stdout.endswith("The agent has no identities.\n")
-    assert "llmops for 1 s (serial 4711, until " in done.stderr
+    assert "llmops for 4 s (serial 4711, until " in done.stderr
 
 
 def test_the_command_sees_our_agent_and_not_the_users(client: Client, api: Standin) -> None:
@@ -162,7 +164,7 @@ def test_a_signal_to_end_is_passed_on_and_nothing_is_left(client: Client, api: S
     process = start_sleeping(client, api)
     started(client, process)
     process.send_signal(number)
-    assert process.wait(10) == 128 + number
+    assert process.wait(60) == 128 + number
     assert (client.left_behind(), agents(client)) == ([], [])
 
 
@@ -172,7 +174,7 @@ def test_a_command_that_survives_the_signal_is_waited_for(client: Client, api: S
     process = client.start(api.address, "exec", "--", "sh", "-c", script)
     started(client, process)
     process.terminate()
-    assert (process.communicate(timeout=10)[0], process.returncode) == ("cleaning\n", 3)
+    assert (process.communicate(timeout=60)[0], process.returncode) == ("cleaning\n", 3)
     assert client.left_behind() == []
 
 
@@ -189,16 +191,20 @@ def test_signals_ignored_by_our_parent_stay_ignored(client: Client, api: Standin
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_while_the_service_is_asked_leaves_nothing(client: Client, ca: Key, number: signal.Signals) -> None:
     signer = Signer(client.folder, ca)
+    over = threading.Event()
 
-    def slowly(asked: object) -> bytes:
-        time.sleep(3)
+    def never(asked: object) -> bytes:
+        over.wait(100)
         return b""
 
-    with Standin(slowly) as api:
+    with Standin(never) as api:
         process = client.start(api.address, "exec", "--", "touch", str(client.folder / "ran"))
         assert eventually(lambda: api.asked)
         process.send_signal(number)
-        assert process.wait(2) == 128 + number
+        try:
+            assert process.wait(60) == 128 + number
+        finally:
+            over.set()
         assert eventually(lambda: not agents(client) and not client.left_behind())
     assert process.communicate()[1] == ""
     assert not (client.folder / "ran").exists()
@@ -212,14 +218,14 @@ def test_killed_with_9_no_agent_outlives_us(client: Client, api: Standin) -> Non
     process.kill()
     process.wait()
     try:
-        assert eventually(lambda: not agents(client), 5)
-        assert eventually(lambda: not folder.exists(), 5)
+        assert eventually(lambda: not agents(client))
+        assert eventually(lambda: not folder.exists())
     finally:
         os.kill(pid_of_command(client), signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_killed_with_9_and_the_shell_too_no_agent_outlives_us_by_12_seconds(client: Client, api: Standin) -> None:
+def test_killed_with_9_and_the_shell_too_no_agent_outlives_us_by_a_minute(client: Client, api: Standin) -> None:
     process = start_sleeping(client, api)
     folder = started(client, process)
     (agent,) = agents(client)
@@ -230,7 +236,7 @@ def test_killed_with_9_and_the_shell_too_no_agent_outlives_us_by_12_seconds(clie
     process.wait()
     try:
         assert (folder / "agent").exists()
-        assert eventually(lambda: not agents(client), 12)
+        assert eventually(lambda: not agents(client))
         assert not (folder / "agent").exists()
     finally:
         os.kill(pid_of_command(client), signal.SIGKILL)
@@ -306,7 +312,7 @@ def test_the_private_key_is_in_no_argument_environment_file_or_memory_of_ours(cl
         assert seed not in memory
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def readable_memory(pid: int) -> bytes:
@@ -334,7 +340,7 @@ def test_ctrl_c_in_a_terminal_goes_to_the_command_and_we_wait(client: Client, ap
         )
     said = b""
     sent = False
-    while select.select([terminal], [], [], 15)[0]:
+    while select.select([terminal], [], [], 60)[0]:
         try:
             said += os.read(terminal, 1000)
         except OSError:

@@ -19,32 +19,10 @@ import pytest
 from tests.parts import missing, ports
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
+from tests.parts.processes import children, command_line, descendants, environment, is_alive
 from tests.parts.service import ROOT, STANDARD_POLICY, Service, StartService
 
 KEEPER_USER, API_USER = "daemon", "nobody"
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def family(pid: int) -> list[int]:
-    """All that came of a process, itself not counted."""
-    return [one for child in children(pid) for one in (child, *family(child))]
-
-
-def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
 
 
 def arbiter(service: Service) -> int:
@@ -54,8 +32,8 @@ def arbiter(service: Service) -> int:
 
 def test_sigterm_ends_everything_and_says_0(start_service: StartService) -> None:
     service = start_service()
-    everybody = family(service.pid)
-    assert len(everybody) == 4  # keeper, its query reader, gunicorn, its worker
+    everybody = descendants(service.pid)
+    assert len(everybody) == 5  # keeper, its query reader and view writer, gunicorn, its worker
     assert service.stop() == 0
     assert not any(map(is_alive, everybody))
 
@@ -69,7 +47,7 @@ def test_open_connections_do_not_hold_up_the_end(start_service: StartService) ->
         idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(12) == b"HTTP/1.1 200"
         half.sendall(b"POST /api/sign/llmops HTTP/1.1\r\n")
-        everybody = [service.pid, *family(service.pid)]
+        everybody = [service.pid, *descendants(service.pid)]
         os.kill(service.pid, signal.SIGTERM)
         # Both stop in the time that the launcher gives them; a child that had to be killed is named in the log.
         eventually(lambda: not any(map(is_alive, everybody)), "everybody has ended", seconds=60)
@@ -120,7 +98,7 @@ def test_a_killed_keeper_is_answered_for_with_503_until_it_is_back(start_service
 def test_a_killed_gunicorn_is_started_again(start_service: StartService) -> None:
     service = start_service()
     killed = arbiter(service)
-    workers = family(killed)
+    workers = descendants(killed)
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: not any(map(is_alive, workers)), "the orphaned worker has ended")
     eventually(service.is_ready, "gunicorn is back")
@@ -137,7 +115,7 @@ def test_a_killed_worker_is_started_again(start_service: StartService) -> None:
 
 def test_killing_the_launcher_leaves_nobody_behind(start_service: StartService) -> None:
     service = start_service()
-    everybody = family(service.pid)
+    everybody = descendants(service.pid)
     os.kill(service.pid, signal.SIGKILL)
     eventually(lambda: not any(map(is_alive, everybody)), "keeper, gunicorn and worker have ended")
 
@@ -152,8 +130,8 @@ def test_no_secret_is_in_an_environment_or_a_command_line(
     with service:
         assert service.sign(keyring("ed25519", "user").public_line, identity="ci").status == 201
         key_line = ca.private.read_text().splitlines()[2]
-        for pid in family(service.pid):
-            said = command_line(pid) + Path(f"/proc/{pid}/environ").read_bytes().decode()
+        for pid in descendants(service.pid):
+            said = (command_line(pid) + environment(pid)).decode()
             assert "hidden-in-environment" not in said
             assert "sgn_" not in said
             assert key_line not in said
@@ -198,7 +176,7 @@ def test_no_port_is_free_while_a_part_restarts(who: str, start_service: StartSer
     os.kill(service.pid, signal.SIGSTOP)  # or the launcher would be faster than this test
     victim = service.keeper_pid() if who == "keeper" else arbiter(service)
     assert victim is not None
-    everybody = [victim, *family(victim)]
+    everybody = [victim, *descendants(victim)]
     try:
         os.kill(victim, signal.SIGKILL)
         eventually(lambda: not any(map(is_alive, everybody)), "it is dead")

@@ -285,7 +285,7 @@ def test_the_agent_is_forwarded_only_where_the_role_says_so(
     where = tmp_path / "agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(where)], stdout=subprocess.DEVNULL)
     try:
-        ports.wait_until(where.exists, agent, sshd.log)
+        ports.wait_until(lambda: ports.takes(where), agent, sshd.log)
         login = sshd.login(
             'echo "agent <$SSH_AUTH_SOCK>"',
             identity=user.private,

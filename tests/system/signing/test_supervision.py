@@ -19,9 +19,10 @@ import pytest
 from tests.parts import missing, ports, rotation
 from tests.parts.eventually import eventually
 from tests.parts.keys import Key, KeyRing
+from tests.parts.processes import children
 from tests.parts.service import Service
 
-HANGS_AFTER = 6  # seconds, instead of 30
+HANGS_AFTER = 10  # seconds, instead of 30; a start on a busy machine and two slow syncs in one round take less
 SLOW_COMMIT = 4_000_000  # microseconds; younger than that when it ends
 IMPATIENT = f"""
 import os
@@ -68,10 +69,6 @@ def arbiter_of(service: Service) -> int:
     return found
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def is_another_keeper(service: Service, than: int) -> bool:
     return service.keeper_pid() not in (None, than) and service.is_ready()
 
@@ -84,11 +81,11 @@ def test_audit_a_slow_commit_is_waited_for_and_a_keeper_that_hangs_is_replaced(s
     try:
         eventually(lambda: is_traced(keeper), "it is traced")
         # Longer together than a silence may last, and each of them younger.
-        statuses = [service.sign(user.public_line).status for _ in range(2)]
+        statuses = [service.sign(user.public_line).status for _ in range(3)]
     finally:
         tracer.terminate()
         tracer.wait()
-    assert statuses == [201, 201]
+    assert statuses == [201] * 3
     assert service.keeper_pid() == keeper
     assert "is killed" not in service.log()
 
@@ -173,10 +170,12 @@ def test_audit_a_removed_socket_or_run_directory_is_made_again(service: Service,
     assert service.keeper_pid() == keeper
 
     (service.run_dir / "launcher.sock").unlink()
-    eventually((service.run_dir / "launcher.sock").exists, "the launcher listens again")
+    control = service.run_dir / "launcher.sock"
+    eventually(lambda: ports.takes(control, socket.SOCK_SEQPACKET), "the launcher listens again")
     assert service.command("reload").returncode == 0
 
-    shutil.rmtree(service.run_dir)
+    gone = service.run_dir.rename(service.run_dir.with_name("gone"))  # in one go: they may look while it is removed
+    shutil.rmtree(gone)
     eventually(lambda: service.socket.exists() and is_another_keeper(service, keeper), "it is all back")
     assert service.sign(user.public_line).status == 201
     eventually(lambda: service.command("reload").returncode == 0, "`signer reload` works again")
@@ -205,7 +204,7 @@ def test_audit_a_removed_socket_of_the_api_is_made_again(service: Service) -> No
 
     assert status() == b"HTTP/1.1 200"
     path.unlink()
-    eventually(path.exists, "the launcher listens again")
+    eventually(lambda: ports.takes(path), "the launcher listens again")
     assert status() == b"HTTP/1.1 200"
     eventually(service.is_ready, "the other address is served as before")
     assert service.keeper_pid() == keeper

@@ -185,10 +185,22 @@ def test_a_start_that_failed_and_the_way_back_are_one_pause(monkeypatch: pytest.
     first.stop()
     second = actions.Pause("http://127.0.0.1:1", Path("/token"), first.unanswered_since)
     second.start()
-    time.sleep(0.1)
+    time.sleep(0.2)
     answers.is_ready = True
     assert second.stop() >= 0.5
     assert second.unanswered_since is None
+
+
+def test_the_last_look_is_at_the_stop_however_late_the_one_before_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may not have let the thread look since the service came back, or at all."""
+    monkeypatch.setattr(actions, "_LOOK_EVERY", 1000.0)
+    answers = Answers()
+    answers.is_ready = False
+    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
+    pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
+    pause.start()
+    assert pause.stop() == 0.0
+    assert pause.unanswered_since is not None
 
 
 def test_the_action_before_the_way_back_hands_its_pause_on(

@@ -47,24 +47,27 @@ def test_huge_output_is_read_to_its_end_and_cut() -> None:
 
 
 def test_one_that_never_ends_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    status, out, _, _ = sh(f"echo begun; sleep 600 & echo $! > {tmp_path}/child; wait", within=0.5)
+    status, out, _, _ = sh(f"echo begun; sleep 600 & echo $! > {tmp_path}/child; wait", within=2)
     assert (status, out) == (None, "begun\n")
     child = int((tmp_path / "child").read_text())
     eventually(lambda: has_ended(child), "its child has ended, too")
 
 
 def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    assert sh(f"trap '' TERM; echo $$ > {tmp_path}/self; while :; do sleep 0.1; done", within=0.5)[0] is None
+    assert sh(f"trap '' TERM; echo $$ > {tmp_path}/self; while :; do sleep 0.1; done", within=2)[0] is None
     assert has_ended(int((tmp_path / "self").read_text()))
 
 
 def test_one_that_ends_in_order_at_sigterm_may_say_so() -> None:
-    assert sh("trap 'echo cleaned; exit 0' TERM; while :; do sleep 0.1; done", within=0.5)[:2] == (None, "cleaned\n")
+    assert sh("trap 'echo cleaned; exit 0' TERM; while :; do sleep 0.1; done", within=2)[:2] == (None, "cleaned\n")
 
 
 def test_what_it_leaves_running_is_not_waited_for(tmp_path: Path) -> None:
     """As the monitor of a container: it goes its own way, and holds our pipes."""
-    status, out, _, _ = sh(f"setsid sh -c 'echo $$ > {tmp_path}/other; exec sleep 600' & sleep 0.3; echo done")
+    status, out, _, _ = sh(
+        f"setsid sh -c 'echo $$ > {tmp_path}/other; exec sleep 600' & "
+        f"until [ -s {tmp_path}/other ]; do sleep 0.05; done; echo done"
+    )
     assert (status, out) == (0, "done\n")
     other = int((tmp_path / "other").read_text())
     assert not has_ended(other)

@@ -51,10 +51,17 @@ class Bench:
         self.waiters = Waiters(folder / "none")
         self.pages = LivePages(self.waiters)
         self.seen, self.made, self.status = SEEN, 0, 200
+        self._looked = asyncio.Event()
 
     async def make(self) -> HttpResponse:
         self.made += 1
+        self._looked.set()
         return part(self.seen, self.status)
+
+    async def has_looked(self, times: int) -> None:
+        while self.made < times:
+            self._looked.clear()
+            await self._looked.wait()
 
     async def stay(self) -> dict[str, Any]:
         await asyncio.sleep(60)
@@ -71,7 +78,8 @@ def test_a_page_waits_until_its_part_is_another_one(tmp_path: Path) -> None:
         waiting = bench.wait()
         await asyncio.sleep(0)
         bench.waiters._wake(["r-abcdefghij"])  # a change that this page does not show
-        await asyncio.sleep(2 * SETTLE_SECONDS)
+        await bench.has_looked(2)
+        await asyncio.sleep(SETTLE_SECONDS)
         assert not waiting.done()
         bench.seen = OTHER
         bench.waiters._wake(["r-abcdefghij"])
