@@ -692,7 +692,7 @@ class Approvals:
             raise Refused(
                 "too_many_pending",
                 f"{len(self.open)} requests are open; at most {MAX_PENDING} may be",
-                "wait until some are decided, or have the operator freeze whoever floods the list",
+                "wait until some are decided, or have the operator freeze the identity that floods the list",
             )
 
     def _check_askable(self, frozen: FrozenRequest, situation: Situation) -> None:

@@ -1,5 +1,5 @@
 """`signer ledger backup`, `restore`, `follow`, `promote` and `archive`: copies of the ledger, and its oldest events in
-a file of their own."""
+their own file."""
 
 from __future__ import annotations
 

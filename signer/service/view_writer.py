@@ -30,6 +30,7 @@ FOLD_AFTER: Final = 0.05  # seconds that an event may wait for the rest of its s
 RETRY_AFTER: Final = 1.0  # seconds after a failure
 LOOK_AFTER: Final = 1.0  # seconds without an event, after which it looks whether the file is still there
 HANGS_AFTER: Final = 30.0  # seconds for one slice
+PAUSE: Final = 0.0005  # seconds; else keeper and api wait up to 2 ms for the processor that a slice takes
 CLOSES_WITHIN: Final = 0.5  # seconds; it syncs the file
 
 
@@ -158,7 +159,7 @@ class Slices:
             if asked.is_new or file != self._file:  # another ledger may have been put in its place
                 self._fold.recheck(is_damaged=asked.is_damaged)
                 self._file = file
-            self._fold.fold_slice()
+            self._fold.fold_slice(PAUSE)
         except SignerError as error:
             return msgspec.json.encode(_Failed(error.code, error.text, error.hint))
         finally:

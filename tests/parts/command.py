@@ -324,6 +324,7 @@ class World:
         if self._runs:  # a run is named after its time, and what it came to hangs on that
             text = re.sub(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(-\d+)?-(?=[a-z])", "<time>-", text)
             text = re.sub(r"sha256:[0-9a-f]{12,64}", "sha256:<digest>", text)
+            text = re.sub(r"(?<=  )[ \d]{3}\.\d s$", "  <n> s", text, flags=re.MULTILINE)  # in a column of its own
             text = re.sub(r"\d+\.\d s$", "<n> s", text, flags=re.MULTILINE)
         known = [
             (str(self.folder), "<dir>"),

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger import pages
 from signer.ledger.audit import verify
-from signer.ledger.fold import SLICE_EVENTS, Fold, delete_views, fold_all
+from signer.ledger.fold import PART_EVENTS, SLICE_EVENTS, Fold, delete_views, fold_all
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
@@ -81,6 +82,20 @@ def test_a_slice_is_bounded(tmp_path: Path, ledger: Ledger, fold: Fold) -> None:
     folded(fold, ledger)
     assert len(rows_of_views(tmp_path)["certificates"]) == 1_004
     assert verify(ledger).seq == 1_006
+
+
+def test_a_slice_that_keeps_pace_pauses_and_one_that_does_not_does_not(
+    tmp_path: Path, ledger: Ledger, fold: Fold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    ledger.commit([issued(serial) for serial in range(5, 5 + SLICE_EVENTS)], 1_800_000_001_000)
+    assert fold.fold_slice(0.25) == SLICE_EVENTS
+    assert slept == []
+    ledger.commit([issued(serial) for serial in range(1_000, 1_000 + PART_EVENTS)], 1_800_000_001_000)
+    assert fold.fold_slice(0.25) == ledger.newest()
+    assert slept == [0.25, 0.25], f"{PART_EVENTS + 6} events are two parts"
+    assert verify(ledger).seq == ledger.newest()
 
 
 def test_a_slice_without_new_events_changes_nothing(tmp_path: Path, ledger: Ledger, fold: Fold) -> None:
