@@ -336,9 +336,12 @@ class Keeper:
     def _patience(self) -> float:
         """Seconds until the loop has something to do besides new messages."""
         is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
-        first = 0.0 if self._postponed else 0.1 if is_pending else 1.0
-        notices = None if self._notifier is None else self._notifier.due()
-        return min(wait for wait in (first, self._fold_due, self._reader.due(), notices) if wait is not None)
+        wait = min(0.0 if self._postponed else 0.1 if is_pending else 1.0, self._fold_due)
+        if (lookup := self._reader.due()) is not None:
+            wait = min(wait, lookup)
+        if self._notifier is not None and (notice := self._notifier.due()) is not None:
+            wait = min(wait, notice)
+        return wait
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         commands = [item.command for item in waiting if item.command is not None]  # all: lookups of anybody wait apart
