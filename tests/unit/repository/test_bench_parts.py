@@ -79,7 +79,16 @@ def test_signing_is_judged_by_rate_latency_and_memory() -> None:
 
 def test_one_side_alone_is_not_judged_against_the_other() -> None:
     targets = sign_bench.read_targets({8: {"signer": _figures(1200, 5)}}, None)
-    assert [(target.what, target.reached) for target in targets] == [("whole service", None)]
+    assert [(target.what, target.reached) for target in targets] == [("keeper, launcher and one api worker", None)]
+
+
+def test_memory_is_that_of_launcher_keeper_and_one_worker() -> None:
+    parts: dict[str, float | None] = {
+        "together": 140.0, "0 serve": 13.0, "1 api": 26.0, "2 api": 31.5, "3 keeper": 43.0, "4 others": 14.0
+    }  # fmt: skip
+    assert sign_bench.memory_of_three(parts) == 87.5
+    assert sign_bench.memory_of_three({**parts, "3 keeper": None}) is None, "of a keeper that forbids it to this user"
+    assert sign_bench.memory_of_three({}) is None
 
 
 def test_both_servers_and_their_ratio_stand_in_the_table() -> None:
