@@ -363,7 +363,7 @@ _SUBJECTS: Final[dict[str, tuple[ErrorEntry, ...]]] = {
         _local("segment_exists", "a segment never overwrites a file", "give the segment another name"),
         _local("segment_unknown", "no archive of this ledger made the file",
                "take the file as `signer ledger archive` wrote it, compare its SHA-256"),
-        _local("segment_unreadable", "the file of a segment cannot be read, or is no ledger",
+        _local("segment_unreadable", "the file of a segment cannot be read, or is not a ledger",
                "name a file of `signer ledger archive`"),
         _local("segments_missing", "`--approvals` needs all archived events, and a segment was not given",
                "pass each segment with `--segment FILE`"),

@@ -345,13 +345,13 @@ def open_lock_of(path: Path) -> int:
     return open_lock(own_lock_folder() / f"{sha256(os.path.realpath(path).encode()).hexdigest()}.lock")
 
 
-def lock(descriptor: int) -> bool:
-    """Locks a file from `open_lock` exclusively, without waiting; False if another process has it.
+def lock(descriptor: int, *, waits: bool = False) -> bool:
+    """Locks a file exclusively; False if another process has it, unless this `waits` for that.
 
     The lock lasts until every copy of the descriptor is closed.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -14,6 +14,8 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import ClassVar, Final, Literal, get_args
 
+import msgspec
+
 BACKENDS: Final = ("local", "vault")  # who signed a certificate
 LONGEST_VALIDITY: Final = 24 * 3600  # seconds from now; no policy may grant more
 BACKDATE: Final = 30  # seconds; hosts' clocks differ, and every peer back-dates by as much
@@ -72,8 +74,7 @@ class RunOutcome(StrEnum):
     ROLLBACK_FAILED = "rollback_failed"
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(msgspec.Struct, frozen=True):
     """A vetted OpenSSH public key. `blob` is exactly what the caller sent, decoded; `fingerprint` is `SHA256:…`."""
 
     kind: str
@@ -146,8 +147,7 @@ class Identity:
         return any(line.kind in kinds for line in self.approval_keys)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """What one message claims about its sender; nothing of it is proven but the token, and that by the keeper.
 
     `address` is an IP address as text or None when the edge does not know it. `local_user` is the account of a process
@@ -155,11 +155,14 @@ class Caller:
     `is_unattended` marks what a page asks by itself: it does not keep a console session alive.
     """
 
-    token: str | None = field(repr=False)
+    token: str | None
     address: str | None
     request_id: str
     local_user: str | None = None
     is_unattended: bool = False
+
+    def __repr__(self) -> str:
+        return f"Caller({self.address!r}, {self.request_id!r}, {self.local_user!r})"  # never the token
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +208,7 @@ class Revocation:
     since: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SignRequest:
+class SignRequest(msgspec.Struct, frozen=True):
     """What a caller asks for, typed but not yet allowed. None means: not said, the role's default applies.
 
     If humans have to approve it, `claim_sha256` is the SHA-256 in hex of the secret that claims the certificate.
@@ -246,11 +248,10 @@ class CaKeys:
         return fingerprint in self.may_sign or fingerprint in [key.fingerprint for key in self.retired]
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """A decision to issue: everything the certificate may say, except serial, nonce and the clock's time.
 
-    Options are sorted by name; `extension_values` has the extensions that are no flags. `ttl` is seconds from now;
+    Options are sorted by name; `extension_values` has the extensions that are not flags. `ttl` is seconds from now;
     `backdate` seconds before now.
     """
 
@@ -378,8 +379,7 @@ class Token:
     expires: int
 
 
-@dataclass(frozen=True, slots=True)
-class UsageCounts:
+class UsageCounts(msgspec.Struct, frozen=True):
     """What an identity already holds of a role: certificates of the last 60 s, and those still valid; and in how many
     seconds the first of each ceases to count."""
 
@@ -406,8 +406,7 @@ class Finding:
     outcome: Literal["ok", "refused", "skipped"]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """One thing that happened, not yet in the ledger. `body` values are text, whole numbers, booleans or lists."""
 
     kind: str
@@ -415,8 +414,7 @@ class Event:
     body: dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One event as the ledger holds it: `time_ms` since 1970, `body` in canonical JSON, `prev` and `hash` in hex."""
 
     seq: int
@@ -428,8 +426,7 @@ class Entry:
     hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """The newest entry of a ledger: what a third person writes down to notice a cut-off tail later."""
 
     seq: int

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from signer.ledger.audit import export
+from signer.ledger.fold import fold_all
 from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
 from signer.model import Event
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
             if entry.kind == "certificate.issued" and not changed:
                 body["identity"], changed = "somebody-else", entry.seq
             ledger.commit([Event(entry.kind, entry.actor, body)], entry.time_ms)
-        ledger.fold_all()
+        fold_all(ledger)
     owner = data.stat()
     for path in (new, *new.iterdir()):
         os.chown(path, owner.st_uid, owner.st_gid)

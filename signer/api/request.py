@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -68,8 +68,8 @@ def read_session(environ: Environ, *, only_secure: bool = False) -> str | None:
 def read_address(environ: Environ, proxies: Proxies) -> str | None:
     """The caller's IP address: the peer's, or the last one in X-Forwarded-For that is not a trusted proxy's.
 
-    None if it is unknown: a unix socket of a user who is no proxy, or a proxy without the header. An invalid entry ends
-    the search, because the entries before it come from an untrusted sender.
+    None if it is unknown: a unix socket of a user who is not a proxy, or a proxy without the header. An invalid entry
+    ends the search, because the entries before it come from an untrusted sender.
     """
     peer = str(environ.get("REMOTE_ADDR", ""))
     if peer and not proxies.networks:
@@ -94,8 +94,9 @@ def _without_port(hop: str) -> str:
 
 
 def new_request_id() -> str:
-    """A random id for one request; the response, the log and the ledger contain it."""
-    return str(uuid.uuid4())
+    """A random UUID (RFC 9562, version 4) for one request; the response, the log and the ledger contain it."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
 
 def message_header(op: str, environ: Environ, proxies: Proxies, request_id: str) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Requests that wait for humans, their approvals and waivers: a state machine over the ledger's events. Pure.
 
 `Approvals` holds what the events say; `apply` is the only way to change it, when a command is decided and at a start.
-Whether an approval counts is decided each time anew, by the policy and the freezes then in force (`Situation`): no
+Whether an approval counts is decided again each time, by the policy and the freezes then in force (`Situation`): no
 right is remembered. `incidents.py` holds what break-glass leaves behind, `requests.py` the commands.
 """
 
@@ -692,7 +692,7 @@ class Approvals:
             raise Refused(
                 "too_many_pending",
                 f"{len(self.open)} requests are open; at most {MAX_PENDING} may be",
-                "wait until some are decided, or have the operator freeze whoever floods the list",
+                "wait until some are decided, or have the operator freeze the identity that floods the list",
             )
 
     def _check_askable(self, frozen: FrozenRequest, situation: Situation) -> None:

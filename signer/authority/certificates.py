@@ -6,9 +6,10 @@ the grant, the time, the serial and the nonce. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from signer.errors import CertificateMismatch
 from signer.model import BACKDATE, Caller, Consent, Event, Grant
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from signer.authority.vault_certificates import VaultCertificate
 
 
-@dataclass(frozen=True, slots=True)
-class UnsignedCertificate:
+class UnsignedCertificate(msgspec.Struct, frozen=True):
     """A certificate without its signature; made in step 7 of `Core._sign`, signed in step 9."""
 
     grant: Grant
@@ -38,8 +38,7 @@ class UnsignedCertificate:
     unsigned: bytes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PendingSignature:
+class PendingSignature(msgspec.Struct, frozen=True, eq=False):
     """A certificate that is to be signed with `key` once it is recorded. Compared by identity.
 
     `consent` is of the humans who were asked, if any.

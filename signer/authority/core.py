@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol
 
+import msgspec
+
 from signer.authority import console_sessions, freezes, queries, requests
 from signer.authority.approvals import (
     REMEMBERED,
@@ -58,6 +60,7 @@ from signer.errors import (
 from signer.ledger.lookups import Lookup
 from signer.ledger.reader import Recent
 from signer.ledger.revoked import Revocations
+from signer.ledger.schema import ISSUED
 from signer.model import (
     ActiveFreeze,
     Caller,
@@ -164,8 +167,7 @@ class Backend(Protocol):
     def use_key(self, key: SigningKey) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The result of one command: events to commit first, then the reply to send or what the reply waits for.
 
     `reply` is None if it is made from the committed event (`replies_with_entry`). A pending one is signed by `run` if
@@ -315,14 +317,20 @@ class Core:
             return _internal_error()
         for repeats in self._suppressors():
             repeats.settle()
+        if self._state is not None:
+            self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
+        if others := [entry for entry in entries if entry.kind != ISSUED]:
+            self._note(others)
+        return entries
+
+    def _note(self, entries: list[Entry]) -> None:
+        """Takes in recorded events; those of certificates, nearly all, change nothing here."""
         if self._noticing is not None:
             self._noticed += [entry for entry in entries if entry.kind in NOTICED]
         if self._state is not None:
-            self._state.head = Head(entries[-1].seq, entries[-1].hash, entries[-1].time_ms)
             self._state.hosts.note(entries)
             self._state.revoked.note(entries)
             self._state.cut_over = cut_over_at(entries, self._state.cut_over)
-        return entries
 
     def _discard(self) -> None:
         """After a failed commit: the state is read again, and counts of repeats are as before the transaction."""

@@ -76,7 +76,7 @@ _FAULTS: Final = {
             "infisical_refused", "Infisical rejected the request as malformed", "check the INFISICAL_* settings"
         ),
         Unavailable(
-            "infisical_failed", "Infisical answered with an error of its own", "check Infisical's log, then try again"
+            "infisical_failed", "Infisical answered with its own error", "check Infisical's log, then try again"
         ),
         SignerError(
             "infisical_not_understood",

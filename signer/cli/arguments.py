@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,21 @@ class File(Checked):
         return [CompletionItem(incomplete, type="file")]
 
 
+class NotOneOf(click.BadParameter):
+    """A word that is not one of `known`."""
+
+    def __init__(
+        self, word: str, known: Sequence[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> None:
+        super().__init__(f"{quoted(word)} is not one of {', '.join(known)}", ctx, param)
+        self.word, self.known = word, known
+
+
 class OneOf(click.Choice[str]):
-    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        return f"{quoted(str(value))} is not one of {', '.join(self.choices)}"
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            raise NotOneOf(str(value), self.choices, param, ctx)
+        return str(value)
 
 
 # --- values -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """`signer ledger backup`, `restore`, `follow`, `promote` and `archive`: copies of the ledger, and its oldest events in
-a file of their own."""
+their own file."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def ledger_follow(*, once: bool, every: int, start_from: Path | None, service: S
 
 
 class _ServiceAway(Exception):
-    """The other host does not answer, or a proxy answers for it: that is no fault of this host, nor of the ledger."""
+    """The other host does not answer, or a proxy answers for it: this host and the ledger are not at fault."""
 
     def __init__(self, error: SignerError) -> None:
         super().__init__(error.text)

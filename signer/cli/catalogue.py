@@ -92,7 +92,7 @@ VERBS: Final = (
     Entry("ledger restore", _LEDGER, "put a backup in the ledger's place (service stopped)", "backup"),
     Entry("ledger follow", _LEDGER, "keep a verified copy of another host's ledger", "backup"),
     Entry("ledger promote", _LEDGER, "make the followed copy this host's ledger", "backup"),
-    Entry("ledger archive", _LEDGER, "move old events to a file of their own (service stopped)", "backup"),
+    Entry("ledger archive", _LEDGER, "move old events to their own file (service stopped)", "backup"),
     Entry("ledger rebuild", _LEDGER, "rebuild the views from the events (keeper stopped)", "ledger"),
     Entry("witness serve", _LEDGER, "be a witness: cosign the checkpoints of logs", "witness"),
     Entry("witness key", _LEDGER, "print the witness's verifier key; the first time, make it", "witness"),

@@ -27,7 +27,7 @@ _OF_ALL: Final = "signer freeze all"  # the reason in an emergency, for which no
 @verb("freeze", "signer freeze all", 'signer freeze identity deploy-agent --reason "its token leaked" --until 2h')
 @click.argument("kind", type=_KINDS, metavar="KIND", help="identity, role or all")
 @click.argument("name", metavar="NAME", required=False, help="of the identity or the role")
-@click.option("--reason", type=REASON, metavar="TEXT", help="for the ledger and for whoever it stops")
+@click.option("--reason", type=REASON, metavar="TEXT", help="for the ledger and for those whom it stops")
 @click.option("--until", "lasts", type=DURATION, metavar="DURATION", help="from now, such as 2h; default: until lifted")
 @service_options
 def freeze(
@@ -45,7 +45,7 @@ def freeze(
     may freeze only itself. A second freeze never shortens the first."""
     scope = _scope(kind, name)
     if reason is None and scope != "all":
-        raise UsageError("--reason is missing", "say in one line why, for the ledger and for whoever it stops")
+        raise UsageError("--reason is missing", "say in one line why, for the ledger and for those whom it stops")
     body = {"scope": scope, "reason": reason or _OF_ALL, **({} if lasts is None else {"lasts": render_duration(lasts)})}
     state = _freeze(body, service)
     end = f" until {state['until']}" if state.get("until") else ""

@@ -1,6 +1,6 @@
 """`signer hosts install`: runs the host kit (`scripts/host`) on another machine over ssh, and confirms it.
 
-Both halves of the kit's promise: `install` there arms a rollback, and a second connection, which logs in anew, gives
+Both halves of the kit's promise: `install` there arms a rollback, and a second connection, which logs in again, gives
 the code back. Where that fails nothing is done about it: the host rolls back by itself.
 """
 

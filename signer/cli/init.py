@@ -236,7 +236,7 @@ def _write_file(path: Path, content: str, mode: int) -> None:
     from signer.files import os_errors, sync_directory, write_new
 
     with os_errors(lambda error: _not_written(path, error)):
-        write_new(path, os.fsencode(content), mode)  # an answer that is no text is found when it is read back
+        write_new(path, os.fsencode(content), mode)  # an answer that is not text is found when it is read back
         path.chmod(mode)  # whatever the umask: a policy that others may write is refused, and one they cannot read, too
         sync_directory(path.parent)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from signer.cli.arguments import JSON, File, quoted
+from signer.cli.arguments import JSON, File, NotOneOf, quoted
 from signer.cli.catalogue import VERBS, Entry, find, next_words, starting_with
 from signer.cli.places import Place
 from signer.cli.suggestions import list_verbs, nearest, suggest_verb
@@ -95,13 +95,14 @@ class Verb(click.Command):
         try:
             left = super().parse_args(ctx, args)
         except click.UsageError as error:
-            raise self._usage_error(_sentence(self, ctx, error)) from None
+            near = nearest(error.word, error.known) if isinstance(error, NotOneOf) else None
+            raise self._usage_error(_sentence(self, ctx, error), near) from None
         if left:
             raise self._usage_error(f"unexpected argument {quoted(left[0], 60)}")
         return left
 
-    def _usage_error(self, text: str) -> UsageError:
-        return UsageError(text, f"see `signer {self.words} --help`")
+    def _usage_error(self, text: str, meant: str | None = None) -> UsageError:
+        return UsageError(text, f"did you mean {meant}" if meant else f"see `signer {self.words} --help`")
 
     def _check_flags(self, words: Sequence[str]) -> None:
         """Every word that looks like a flag must be one, and a flag is never the value of another one."""
@@ -111,15 +112,11 @@ class Verb(click.Command):
                 continue
             name = word.split("=", 1)[0]
             if name not in flags:
-                raise UsageError(f"signer {self.words} has no flag {name[:60]}", self._nearest_flag(name))
+                raise self._usage_error(f"signer {self.words} has no flag {name[:60]}", nearest(name, self.flags))
             following = words[place + 1] if place + 1 < len(words) else None
             lacks_value = "=" not in word and (following is None or following.split("=", 1)[0] in flags)
             if lacks_value and not flags[name].is_flag:
                 raise self._usage_error(f"{name} needs a value")
-
-    def _nearest_flag(self, name: str) -> str:
-        near = nearest(name, self.flags)
-        return f"did you mean {near}" if near else f"see `signer {self.words} --help`"
 
     def render_help(self) -> str:
         summary = next(entry.summary for entry in VERBS if entry.words == self.words)

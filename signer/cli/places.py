@@ -3,6 +3,10 @@
 What opens a file knows only its path, and what needs a setting only its name. The edge knows both, so it adds the other
 one: `/etc/signer/p.toml (--file) cannot be read`, `there is no CA key file at SIGNER_CA_KEY_FILE (/run/signer-ca/ca)`,
 `the plan file (plan.json, PLAN) cannot be read`.
+
+It reads sentences on purpose. Errors about files are raised at about 140 places, and some must not say a path, because
+the service sends them to callers: a place as a type would be one more argument at each of them, and where it belongs in
+the sentence would still have to be searched for.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def open_segment(path: Path) -> LedgerReader:
 
 
 def open_as_segment(reader: AnyReader) -> AnyReader:
-    """Opens the file of a new reader; raises `BadFile` if it cannot be read or is no ledger, and a ledger's errors."""
+    """Opens the file of a new reader; raises `BadFile` for one that is not a readable ledger, and a ledger's errors."""
     path = reader.data_dir / reader.file_name
     try:
         open_regular(path, follow_links=True).close()

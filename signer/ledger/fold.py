@@ -1,4 +1,4 @@
-"""Folds events into `views.sqlite3`. Only the keeper and `signer ledger rebuild` write that file.
+"""Folds events into `views.sqlite3`. Only the keeper's view writer and `signer ledger rebuild` write that file.
 
 Nothing is decided by it, so it is never synced, and it is deleted and folded again if it is damaged, has another
 version, or was folded from another ledger.
@@ -10,31 +10,28 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from signer.errors import Unavailable, write_hint
 from signer.files import open_or_create, sync_file
 from signer.ledger import schema
-from signer.ledger.inode import inode_of
+from signer.ledger.chain import GENESIS
+from signer.ledger.file_id import FileId, found_file
 from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.subtrees import TreeReader, leaves
 from signer.ledger.tree import CompactRange
 
-SLICE_EVENTS: Final = 100
-SLICE_SECONDS: Final = 0.002
-FOLD_AFTER: Final = 0.05  # seconds that an event may wait for the rest of its slice
-RETRY_AFTER: Final = 1.0  # seconds after a failure
+SLICE_EVENTS: Final = 400
+PART_EVENTS: Final = 20  # added between two pauses; some 0.3 ms
 DISCARD_AFTER: Final = 60.0  # seconds between two deletions of a damaged file
-PART_EVENTS: Final = 20  # added at once while the fold keeps pace, and between two looks at the clock
 _BOOT_TOLERANCE: Final = 2  # seconds
-_CHECKPOINT_PAGES: Final = 250  # 1 MB; more would stop the keeper's loop for longer at once
 # The disk does not take it; the file is as good as before.
 _TEMPORARY: Final = frozenset({"SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN", "SQLITE_READONLY"})
-_TO_FOLD: Final = "SELECT seq, kind, actor, body, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_TO_FOLD: Final = "SELECT seq, kind, actor, body, prev, hash FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
 _MOVE: Final = "UPDATE folded SET seq = ?, hash = ?, tree = ?, boot = ?, is_synced = 0"
 
 
@@ -133,23 +130,24 @@ def delete_views(path: Path) -> None:
             os.unlink(name)  # noqa: PTH108 - two of them are text
 
 
-class Fold:
-    """The write access to the views of `ledger`; opened by the first slice.
+class FoldedHead(NamedTuple):
+    """The last event that is folded, 0 for none, its hash, and the root of the Merkle tree (RFC 6962) up to it."""
 
-    A transaction for few events costs more for each event, and many events at once stop the keeper's loop for longer.
-    So a fold that keeps pace adds few events at a time to an open transaction, and commits them together.
-    """
+    seq: int
+    hash: str
+    root: bytes
+
+
+class Fold:
+    """The write access to the views of `ledger`; opened by the first slice."""
 
     def __init__(self, data_dir: Path, ledger: LedgerReader) -> None:
         self._path = data_dir / schema.VIEWS_NAME
         self._ledger = ledger
         self._db: sqlite3.Connection | None = None
-        self._inode = 0
-        self._seq = 0  # the last event that is folded, also in the open transaction, or archived
-        self._open_events: list[tuple[int, str]] = []  # seq and hash of those in the open transaction
-        self._tree = CompactRange()  # over the events up to `_seq`, without those
-        self._waits_since: float | None = None  # monotonic seconds; since when events wait that readers do not see
-        self._not_before = 0.0
+        self._file: FileId | None = None
+        self._seq, self._hash = 0, GENESIS  # of the last event that is folded, or archived
+        self._tree = CompactRange()  # over the events up to that one
         self._discarded = -DISCARD_AFTER
 
     def close(self) -> None:
@@ -159,51 +157,39 @@ class Fold:
             return
         try:
             with suppress(sqlite3.Error, OSError):  # then it is folded again after a restart of the host
-                self._commit(db)
                 db.execute("UPDATE folded SET is_synced = 1")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 sync_file(self._path)
         finally:
             db.close()
 
-    def run(self, head_seq: int) -> float | None:
-        """Folds a slice, or a part of one, if it is due; returns the seconds until the next one is, None if nothing is
-        missing.
+    def fold_slice(self, pause: float = 0.0) -> int:
+        """Folds the next events, at most `SLICE_EVENTS`; returns the number of the last one folded.
 
-        Raises `Unavailable` or `LedgerBroken` if it cannot; nothing else is affected, and it tries again after
-        `RETRY_AFTER`.
+        With fewer than so many it keeps pace, and sleeps `pause` seconds after each `PART_EVENTS`. Raises `Unavailable`
+        or `LedgerBroken` if it cannot; the next call opens the file again.
         """
-        now = time.monotonic()
-        if now < self._not_before:
-            return self._not_before - now
-        is_open = self._db is not None
-        missing = head_seq - self._seq
-        if is_open and not missing and not self._open_events and inode_of(self._path) == self._inode:
-            self._waits_since = None
-            return None
-        if self._waits_since is None:
-            self._waits_since = now
-        waited = now - self._waits_since
-        if is_open and missing < PART_EVENTS and waited < FOLD_AFTER:
-            return FOLD_AFTER - waited
-        try:
-            if is_open and missing <= SLICE_EVENTS and waited < FOLD_AFTER:
-                self._fold_part()
-            else:
-                self.fold_slice()
-        except Exception:
-            self._not_before = now + RETRY_AFTER
-            raise
-        missing = head_seq - self._seq
-        if not self._open_events:
-            self._waits_since = now if missing > 0 else None
-        if missing >= PART_EVENTS or (missing > 0 and not is_open):
-            return 0.0
-        return None if self._waits_since is None else max(self._waits_since + FOLD_AFTER - now, 0.0)
+        with self._writing() as db:
+            events = self._ledger.query(_TO_FOLD, (self._seq, SLICE_EVENTS))
+            if events:
+                first, *_, previous, _ = events[0]
+                if previous != self._hash:
+                    raise broken_at(first, "it does not follow the last event that was folded")
+                db.execute("BEGIN IMMEDIATE")
+                for start in range(0, len(events), PART_EVENTS):
+                    add_events(db, [event[:4] for event in events[start : start + PART_EVENTS]])
+                    if len(events) < SLICE_EVENTS:
+                        time.sleep(pause)
+                add_leaves(db, self._tree, [(seq, digest) for seq, *_, digest in events])
+                last, *_, digest = events[-1]
+                db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
+                db.execute("COMMIT")
+                self._seq, self._hash = last, digest
+        return self._seq
 
-    def tree(self) -> tuple[int, bytes] | None:
-        """How many events the Merkle tree has, and its root; None while the file is not open."""
-        return None if self._db is None else (self._tree.size, self._tree.root())
+    def head(self) -> FoldedHead:
+        """Of what is folded."""
+        return FoldedHead(self._seq, self._hash, self._tree.root())
 
     def recheck(self, *, is_damaged: bool) -> None:
         """Opens the file again at the next slice, after a reader could not use it; deletes it if it is damaged."""
@@ -211,21 +197,6 @@ class Fold:
         if is_damaged and self._may_discard():
             with suppress(OSError):  # then the next slice fails, and says why
                 delete_views(self._path)
-
-    def fold_slice(self) -> int:
-        """Folds at most `SLICE_EVENTS` events or for `SLICE_SECONDS`; returns the number of the last one folded."""
-        with self._writing() as db:
-            self._add(db, SLICE_EVENTS)
-            self._commit(db)
-        return self._seq
-
-    def _fold_part(self) -> None:
-        """Adds at most `PART_EVENTS` events to the open transaction, or commits it if it is a slice."""
-        with self._writing() as db:
-            if len(self._open_events) < SLICE_EVENTS:
-                self._add(db, PART_EVENTS)
-            else:
-                self._commit(db)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -243,33 +214,9 @@ class Fold:
             self._drop()
             raise
 
-    def _add(self, db: sqlite3.Connection, most: int) -> None:
-        """Adds the next events to the open transaction, which it begins: at most `most`, or for `SLICE_SECONDS`."""
-        start = time.monotonic()
-        events = self._ledger.query(_TO_FOLD, (self._seq, most))
-        if events and not db.in_transaction:
-            db.execute("BEGIN IMMEDIATE")
-        for first in range(0, len(events), PART_EVENTS):
-            part = events[first : first + PART_EVENTS]
-            add_events(db, [event[:4] for event in part])
-            self._open_events += [(seq, digest) for seq, *_, digest in part]
-            self._seq = part[-1][0]
-            if time.monotonic() - start >= SLICE_SECONDS:
-                break
-
-    def _commit(self, db: sqlite3.Connection) -> None:
-        """Commits the open transaction, if there is one."""
-        if not self._open_events:
-            return
-        add_leaves(db, self._tree, self._open_events)  # all at once: see `CompactRange.extend`
-        last, digest = self._open_events[-1]
-        db.execute(_MOVE, (last, digest, self._tree.to_bytes(), boot_time()))
-        db.execute("COMMIT")
-        self._open_events = []
-
     def _open(self) -> sqlite3.Connection:
         """The open file; a new one if it is not there, not ours or damaged."""
-        if self._db is not None and inode_of(self._path) == self._inode:
+        if self._db is not None and found_file(self._path) == self._file:
             return self._db
         self._drop()
         db = self._connect()
@@ -291,17 +238,17 @@ class Fold:
             tree = create_views(db, self._ledger)
             db.execute("COMMIT")
             seq = self._ledger.base
-        self._db, self._seq, self._tree, self._inode = db, seq, tree, inode_of(self._path)
+        self._db, self._seq, self._tree, self._file = db, seq, tree, found_file(self._path)
+        self._hash = str(db.execute("SELECT hash FROM folded").fetchone()[0])
         return db
 
     def _connect(self) -> sqlite3.Connection:
-        if not inode_of(self._path):
+        if found_file(self._path) is None:
             delete_views(self._path)  # the journal of a file that is gone would become part of the new one
         os.close(open_or_create(self._path))
         db = sqlite3.connect(f"file:{self._path}?mode=rw", uri=True, isolation_level=None, timeout=0)
         try:
             db.execute("PRAGMA synchronous = OFF")
-            db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             db.execute("PRAGMA journal_mode = WAL")
         except sqlite3.DatabaseError as error:
             db.close()
@@ -327,11 +274,18 @@ class Fold:
                 delete_views(self._path)
 
     def _drop(self) -> None:
-        """Closes the file; what the open transaction added is folded again, because `_open` reads where it stands."""
-        self._open_events = []
+        """Closes the file; what was not committed is folded again, because `_open` reads where it stands."""
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+def fold_all(ledger: LedgerReader) -> FoldedHead:
+    """Folds all events of a ledger that no keeper serves; raises `Unavailable` or `LedgerBroken`."""
+    with closing(Fold(ledger.data_dir, ledger)) as fold:
+        while fold.fold_slice() < ledger.head().seq:
+            pass
+        return fold.head()
 
 
 def _name(error: Exception) -> str:

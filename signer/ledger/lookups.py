@@ -11,7 +11,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -205,7 +205,7 @@ def _fitting(found: Sequence[Entry], limit: int, room: int) -> tuple[list[dict[s
 
 
 def _entry_row(entry: Entry) -> dict[str, object]:
-    row = asdict(entry)
+    row = msgspec.structs.asdict(entry)
     time_ms = row.pop("time_ms")
     return {**row, "time": time_ms, "body": msgspec.Raw(entry.body.encode())}
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from signer.errors import LedgerBroken, NotFound, Unavailable
+from signer.ledger.file_id import FileId, found_file
 from signer.ledger.fold import add_events, create_views, folded_up_to
-from signer.ledger.inode import inode_of
 from signer.ledger.reader import REACH, LedgerReader
 from signer.ledger.schema import FILE_NAME, ISSUED, VIEWS_NAME
 from signer.ledger.subtrees import TreeReader
@@ -52,7 +52,8 @@ class CertificateReader(LedgerReader):
         self._views_path = None if segment else data_dir / VIEWS_NAME
         self._max_missing = _NO_END if max_missing is None else max_missing
         self._views: sqlite3.Connection | None = None
-        self._inode = self._events_inode = 0
+        self._views_file: FileId | None = None
+        self._events_file: FileId | None = None
         self._memory: sqlite3.Connection | None = (
             None  # the views of the events after `_memory_first` to `_memory_last`
         )
@@ -65,6 +66,11 @@ class CertificateReader(LedgerReader):
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+    def release(self) -> None:
+        """Closes the handle of the events until the next read, which a keeper needs to begin a new log of them where
+        somebody has removed the old one; the views stay open."""
+        super().close()
 
     def certificates(self, wanted: Filter) -> list[Issued]:
         """All matching certificates, newest first, without a bound on the search."""
@@ -218,20 +224,20 @@ class CertificateReader(LedgerReader):
                 self._views.execute("ROLLBACK")
 
     def _begin(self) -> tuple[sqlite3.Connection | None, int]:
-        events_inode = inode_of(self._path)
-        inode = 0 if self._views_path is None else inode_of(self._views_path)
-        if events_inode != self._events_inode:  # another ledger was put in its place
+        events_file = found_file(self._path)
+        views_file = None if self._views_path is None else found_file(self._views_path)
+        if events_file != self._events_file:  # another ledger was put in its place
             self.close()
-            self._events_inode = events_inode
-        if inode != self._inode:
+            self._events_file = events_file
+        if views_file != self._views_file:
             self._close_views()
-        if not inode:
+        if views_file is None:
             return None, self.base
         try:
             if self._views is None:
                 uri = f"file:{self._views_path}?mode=ro"
                 self._views = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2)
-                self._inode = inode
+                self._views_file = views_file
             self._views.execute("BEGIN")
             folded = folded_up_to(self._views, self)
         except (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -465,17 +465,30 @@ def broken_at(seq: int, what: str) -> LedgerBroken:
     )
 
 
-@contextmanager
-def storage_errors() -> Iterator[None]:
+def storage_errors() -> AbstractContextManager[None]:
     """Maps `sqlite3` and file errors: a damaged file to `LedgerBroken`, all others to `Unavailable`.
 
     An `sqlite3.IntegrityError` stays one: the disk is well, and the statement is an internal error.
     """
-    try:
-        yield
-    except sqlite3.IntegrityError:
-        raise
-    except (sqlite3.OperationalError, OSError) as error:
+    return _STORAGE_ERRORS
+
+
+class _StorageErrors(AbstractContextManager[None]):
+    """Has no state, so that one is enough; a generator would be made anew for each commit."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        if error is not None:
+            _raise_mapped(error)
+
+
+_STORAGE_ERRORS: Final = _StorageErrors()
+
+
+def _raise_mapped(error: BaseException) -> None:
+    """Raises the error that `storage_errors` promises; does nothing for one that stays as it is."""
+    if isinstance(error, sqlite3.IntegrityError):
+        return
+    if isinstance(error, sqlite3.OperationalError | OSError):
         if str(error).startswith(("no such table", "no such column", "malformed JSON", "table events has")):
             raise LedgerBroken(
                 "ledger_broken",
@@ -487,7 +500,7 @@ def storage_errors() -> Iterator[None]:
             f"the ledger cannot be used: {short_reason(error)}",
             write_hint(error, "SIGNER_DATA_DIR"),
         ) from None
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: a damaged name in SQLite's message
+    if isinstance(error, sqlite3.DatabaseError | UnicodeDecodeError):  # the latter: a damaged name in SQLite's message
         raise LedgerBroken(
             "ledger_broken",
             f"the ledger's file is damaged: {short_reason(error)}",

@@ -149,7 +149,7 @@ def read_revocation(body: Mapping[str, Any]) -> Revocation:
         case "identity" | "key" | "ca" as by:
             return Revocation(by, str(body[by]))
         case other:
-            raise ValueError(f"{other} is no way to revoke")
+            raise ValueError(f"{other} is not a way to revoke")
 
 
 # --- certificates ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Writes a ledger: SQLite in WAL mode, one fsynced transaction for each batch, of events alone.
 
-Views are folded from them afterwards (`fold.py`). A lock admits one writer; other processes read with `reader.py` and
-`pages.py` at the same time.
+Views are folded from them afterwards (`fold.py`), by another process. A lock admits one writer; other processes read
+with `reader.py` and `pages.py` at the same time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any, Final
 from signer.errors import LedgerBroken, Unavailable
 from signer.files import claim
 from signer.ledger.chain import chain
-from signer.ledger.fold import Fold
-from signer.ledger.inode import device_and_inode
+from signer.ledger.file_id import FileId, file_id
 from signer.ledger.marks import FOLLOWED, mark_name
 from signer.ledger.reader import LedgerReader, storage_errors
 from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
@@ -49,14 +48,12 @@ class Ledger(LedgerReader):
         self._head: Head | None = None
         self._last_written: Head | None = None  # as `_head`, but kept after a failure, to detect a replaced file
         self._last_serial: int | None = None  # of the local key; read when it is needed, as `_head`
-        self._file_ids: tuple[int, ...] = ()
-        self._views = Fold(data_dir, self)
+        self._file_ids: tuple[FileId, FileId] | None = None
         self._reader = LedgerReader(data_dir)  # for a disk that takes no writes
 
     def close(self) -> None:
-        """Closes both files and releases the lock."""
+        """Closes the file and releases the lock."""
         self._reader.close()
-        self._views.close()
         super().close()
         os.close(self._lock)
 
@@ -122,9 +119,9 @@ class Ledger(LedgerReader):
         note_begun(self._lock)
         self._file_ids = self._identify_files()
 
-    def _identify_files(self) -> tuple[int, ...]:
-        """Device and inode of the ledger and its WAL."""
-        return *device_and_inode(self._name), *device_and_inode(self._log_name)
+    def _identify_files(self) -> tuple[FileId, FileId]:
+        """Of the ledger and its WAL."""
+        return file_id(self._name), file_id(self._log_name)
 
     def _check_files(self) -> None:
         """After a write: raises `OSError` if the ledger's path names another file now."""
@@ -177,27 +174,9 @@ class Ledger(LedgerReader):
             db.execute("COMMIT")
             self._check_files()
 
-    def fold(self) -> float | None:
-        """Folds a slice of events into the views if it is due; called between batches.
-
-        Returns the seconds until the next slice is due, None if nothing is missing; raises `Unavailable` or
-        `LedgerBroken`, which affect only readers.
-        """
-        return self._views.run((self._head or self.head()).seq)
-
-    def recheck_views(self, *, is_damaged: bool) -> None:
-        """Checks the views at the next `fold`, after a reader could not use them; folds damaged ones anew."""
-        self._views.recheck(is_damaged=is_damaged)
-
-    def fold_all(self) -> None:
-        """Folds all events into the views."""
-        head = self.head().seq
-        while self._views.fold_slice() < head:
-            pass
-
-    def folded_tree(self) -> tuple[int, bytes] | None:
-        """How many events the folded Merkle tree has, and its root; None while nothing is folded."""
-        return self._views.tree()
+    def newest(self) -> int:
+        """The number of the last event, 0 without one; raises `Unavailable` or `LedgerBroken`."""
+        return (self._head or self.head()).seq
 
     def size(self) -> int:
         """Bytes of the ledger's file and its write-ahead log; 0 for one that is not there."""

@@ -189,6 +189,7 @@ def note_attempt(folder: Path, attempt: Mapping[str, object]) -> None:
         path = folder / FOLDER / ATTEMPTS
         descriptor = open_or_create(path, append=True)
         try:
+            lock(descriptor, waits=True)  # no other attempt is noted meanwhile
             append_line(descriptor, json.dumps(attempt, sort_keys=True).encode() + b"\n")
         finally:
             os.close(descriptor)

@@ -60,7 +60,7 @@ _PLACEHOLDER_DIGESTS: Final = frozenset({"0" * 64, "1" * 64})
 _EXTENSIONS: Final = CLOSED_BY_FORCE_COMMAND | {"permit-pty"}
 # Actors of events that are not identities; no identity may have such a name.
 RESERVED_NAMES: Final = frozenset({"keeper", "unauthenticated", "many"})
-# An extension that is no flag of OpenSSH's, such as login@github.com; the role pins its value.
+# An extension that is not a flag of OpenSSH's, such as login@github.com; the role pins its value.
 _EXTENSION_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}", re.ASCII)
 _EXTENSION_VALUE: Final = re.compile(r"[\x20-\x7e]{1,256}", re.ASCII)
 MAX_BACKDATE: Final = 300  # seconds

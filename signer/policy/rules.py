@@ -11,9 +11,11 @@ import ipaddress
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
+
+import msgspec
 
 from signer.errors import Refused
 from signer.model import KEY_ID, MAX_KEY_ID, MAX_REASON, Identity, PublicKey, Role, SignRequest, UsageCounts
@@ -29,8 +31,7 @@ _BLANK_LETTERS: Final = "\u115f\u1160\u3164\uffa0"  # Hangul fillers: letters by
 _CIDR: Final = re.compile(r"[0-9A-Fa-f.:]+(?:/\d{1,3})?", re.ASCII)
 
 
-@dataclass(slots=True)
-class Case:
+class Case(msgspec.Struct):
     """One request, and the parts of its certificate that the rules set."""
 
     identity: Identity
@@ -42,7 +43,7 @@ class Case:
     key_id: str = ""
     principals: tuple[str, ...] = ()
     ttl: int = 0
-    critical_options: dict[str, str] = field(default_factory=dict)
+    critical_options: dict[str, str] = msgspec.field(default_factory=dict)
     extensions: tuple[str, ...] = ()
     extension_values: tuple[tuple[str, str], ...] = ()
 

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from signer.errors import TOKEN_CODES, SignerError
 from signer.protocol.commands import MAX_NUMBER, MAX_REPLY
 from signer.protocol.replies import Reply, decode_reply, keeper_gone
@@ -209,7 +211,7 @@ class KeeperClient:
         connection.close()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Question:
     """A message of the event loop, with its number; `take` gets the keeper's message, or None if there is none."""
 
@@ -232,4 +234,8 @@ def _open(message: bytes, number: bytes) -> bytes | None:
 
 def make_message(header: dict[str, object], body: bytes) -> bytes:
     """A message to the keeper without its number: a line of JSON, then the body."""
-    return json.dumps(header).encode() + b"\n" + body
+    try:
+        line = msgspec.json.encode(header)
+    except UnicodeEncodeError:  # lone surrogates, which Python's encoder escapes and the keeper reads
+        line = json.dumps(header).encode()
+    return line + b"\n" + body

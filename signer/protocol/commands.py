@@ -12,7 +12,6 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Annotated, Any, Final
 
@@ -338,7 +337,7 @@ def read_command(
         raise _bad_message("op")
     caller = read_caller(header)
     if local_user is not None:
-        return reader(header, body, replace(caller, local_user=local_user))
+        return reader(header, body, msgspec.structs.replace(caller, local_user=local_user))
     try:
         authenticate(caller)
     except NotAuthenticated as fault:

@@ -464,7 +464,7 @@ class Roles(Reply):
 
 class Extensions(Reply):
     """The extensions of a role: those that a caller may request, those granted by default, and the pinned values of
-    those that are no flags."""
+    those that are not flags."""
 
     allowed: list[str]
     default: list[str]

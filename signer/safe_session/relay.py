@@ -106,7 +106,8 @@ class AgentRelay:
             agent.connect(self._agent)
             while request := read_message(client):
                 agent.sendall(request)
-                reply = read_message(agent)
+                if not (reply := read_message(agent)):
+                    return
                 if request.startswith(_SESSION_BIND, 4):
                     login.is_bound = True
                 elif request[4] == _REQUEST_IDENTITIES:

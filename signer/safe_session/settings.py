@@ -71,7 +71,7 @@ def load_publishers(path: str) -> list[str]:
                 "publishers_file_not_private",
                 f"others may change the publishers file {path} (owner {facts.st_uid}, mode"
                 f" {stat.S_IMODE(facts.st_mode):04o})",
-                f"make it a file of your own or of root's, chmod 0644 {path}, and compare its key with the operator's",
+                f"make it your own file or root's, chmod 0644 {path}, and compare its key with the operator's",
             )
         raw = os.read(descriptor, _LARGEST_PUBLISHERS_FILE + 1)
     finally:

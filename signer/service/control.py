@@ -162,12 +162,14 @@ def ask_launcher(settings: Settings, operation: str) -> dict[str, Any]:
             f"no `signer serve` listens on {path}",
             "set SIGNER_RUN_DIR to that of the service; systemd units: `systemctl reload signer-keeper signer-api`",
         ) from None
-    except (OSError, ValueError) as error:
-        raise Unavailable(
-            "launcher_silent", f"`signer serve` did not answer: {error}", "see the service's log"
-        ) from None
+    except TimeoutError:
+        raise _silent(f"did not answer within {ANSWERED_WITHIN:.0f} s") from None
+    except OSError as error:
+        raise _silent(f"did not answer: {error.strerror}") from None
+    except ValueError:
+        reply = None
     if not isinstance(reply, dict):
-        raise Unavailable("launcher_silent", "`signer serve` sent no valid answer", "see the service's log")
+        raise _silent("sent no valid answer")
     if isinstance(fault := reply.get("error"), dict):
         raise Unavailable(str(fault.get("code")), str(fault.get("text")), str(fault.get("hint")))
     return reply
@@ -179,7 +181,14 @@ def _ask(path: Path, operation: str) -> Any:
         connection.settimeout(ANSWERED_WITHIN)
         connection.connect(str(path))
         connection.send(json.dumps({"op": operation}).encode())
-        return json.loads(connection.recv(MAX_MESSAGE * 2))
+        answer = connection.recv(MAX_MESSAGE * 2)
+    if not answer:
+        raise _silent("ended before it answered")
+    return json.loads(answer)
+
+
+def _silent(how: str) -> Unavailable:
+    return Unavailable("launcher_silent", f"`signer serve` {how}", "see the service's log")
 
 
 def find_running(settings: Settings) -> str | None:

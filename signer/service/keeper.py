@@ -19,11 +19,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import msgspec
 from prometheus_client.core import Metric
 
 from signer.authority.certificates import PendingSignature
@@ -37,7 +38,6 @@ from signer.ca.bundle import render_bundle
 from signer.ca.service_key import ServiceKey
 from signer.errors import BadRequest, Refused, SignerError, Unavailable
 from signer.hardening import peer_process
-from signer.ledger.fold import RETRY_AFTER
 from signer.ledger.lookups import Lookup, ProveConsistency
 from signer.ledger.marks import COSIGNED, VERIFIED, cosigning_warnings, read_mark
 from signer.model import Caller, Event, PublicKey
@@ -77,7 +77,7 @@ from signer.protocol.replies import (
 from signer.service.checkpoints import Checkpoints
 from signer.service.hosts_seen import Fetch, HostsSeen
 from signer.service.list_builder import ListBuilder
-from signer.service.metrics import Metrics, Stopwatch, TimedLedger
+from signer.service.metrics import Metrics, TimedLedger
 from signer.service.notifier import Notifier, SenderPlace, Sources
 from signer.service.outage import Outage
 from signer.service.overview import Overview, hosts_reply
@@ -86,6 +86,7 @@ from signer.service.query_reader import QueryReader
 from signer.service.reload import Reloader
 from signer.service.signing_pool import MAX_OUTSTANDING, SigningPool
 from signer.service.supervisor import Supervisor
+from signer.service.view_writer import RETRY_AFTER, ViewWriter
 from signer.ssh.publickey import render_public_key
 from signer.ssh.signing import CertifyInPool, Obtained, SignAtOnce
 
@@ -103,6 +104,7 @@ SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for 
 # Messages that are answered outside a batch; the last one by the query reader.
 _DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen", "checkpoint", "proof")
 _SEND_BUFFER: Final = 1024 * 1024
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _PENDING: Final = (PendingSignature, PendingCertificate)
 
 
@@ -125,14 +127,13 @@ class Publishing:
     key: ServiceKey
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, eq=False):
     """A command without a reply yet."""
 
     peer: _Peer
     number: bytes  # of the message, which its reply repeats; empty if it has none
     command: Command | None  # None for a lookup that anybody may make
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    began: float = msgspec.field(default_factory=time.perf_counter)  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,10 @@ class _Postponed:
 class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
-    _totals: MetricsText | None = None  # the metrics that the strangers of a round share
+    # As of a round:
+    _totals: MetricsText | None = None  # the metrics that its strangers share
+    _has_folded = False  # the view writer has replied
+    _has_reports = False  # of the process that sends notices
 
     def __init__(
         self,
@@ -196,9 +200,9 @@ class Keeper:
         )
         self._hosts = HostsSeen(core.host_names)
         self._notifier = None if sender is None else self._make_notifier(sender)
+        self._views = ViewWriter(ledger.data_dir, self._selector)
+        self._fold_due = 0.0  # seconds until the view writer has something to do
         self._internal: tuple[object, ...] = (self._reader, builder)  # what they send is collected after the batch
-        self._has_reports = False  # of the process that sends notices, as of this round
-        self._fold_due: float | None = 0.0  # seconds until the ledger has events to fold
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
         self._postponed: deque[_Postponed] = deque()
         self._strangers_left = MAX_STRANGERS
@@ -235,6 +239,7 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
         self._reader.start()
+        self._views.start()
         with suppress(SignerError):  # the ledger, the clock: each look at readiness says so
             self._core.check_ready()
         for warning in still_vault(self._backend.mode, self._core.cut_over()):
@@ -242,7 +247,7 @@ class Keeper:
         self._supervisor.ready()
         ticked = time.monotonic()
         failure: SignerError | None = None
-        while failure is None and not self._signals & {signal.SIGTERM, signal.SIGINT}:
+        while failure is None and self._signals.isdisjoint(_ENDING):
             self._supervisor.alive()
             self._serve_once(woken)
             self._collect_signatures()
@@ -258,12 +263,14 @@ class Keeper:
                 self._lines.flush()
                 failure = self._check_listener()
                 ticked = time.monotonic()
+        self._views.disconnect()
         self._close_pool()
         self._close_reader()
         self._publisher.close()
         self._core.end()
         if self._notifier is not None:
             self._notifier.close()
+        self._views.close()
         if failure is not None:
             raise failure
 
@@ -306,7 +313,7 @@ class Keeper:
         waiting: list[_Waiting] = []
         has_new_connections = False
         self._strangers_left = MAX_STRANGERS
-        self._has_reports = False
+        self._has_reports = self._has_folded = False
         self._totals = None
         timeout = self._patience()
         self._resume_postponed(waiting)
@@ -315,6 +322,8 @@ class Keeper:
                 has_new_connections = True
             elif key.fileobj is woken:
                 woken.recv(4096)
+            elif key.data is self._views:
+                self._has_folded = True
             elif key.data is self._notifier:
                 self._has_reports = True
             elif key.data not in self._internal:
@@ -327,9 +336,12 @@ class Keeper:
     def _patience(self) -> float:
         """Seconds until the loop has something to do besides new messages."""
         is_pending = self._reloader.is_busy or (self._pool is not None and not self._pool.is_idle())
-        first = 0.0 if self._postponed else 0.1 if is_pending else 1.0
-        notices = None if self._notifier is None else self._notifier.due()
-        return min(wait for wait in (first, self._fold_due, self._reader.due(), notices) if wait is not None)
+        wait = min(0.0 if self._postponed else 0.1 if is_pending else 1.0, self._fold_due)
+        if (lookup := self._reader.due()) is not None:
+            wait = min(wait, lookup)
+        if self._notifier is not None and (notice := self._notifier.due()) is not None:
+            wait = min(wait, notice)
+        return wait
 
     def _answer(self, waiting: list[_Waiting]) -> None:
         commands = [item.command for item in waiting if item.command is not None]  # all: lookups of anybody wait apart
@@ -375,9 +387,9 @@ class Keeper:
             self._reply(results[index][0][0], reply)
 
     def _fold(self) -> None:
-        """Folds a slice of events into the views if it is due. A failure affects only readers."""
+        """Has a slice of events folded into the views if it is due. A failure affects only readers."""
         try:
-            self._fold_due = self._ledger.fold()
+            self._fold_due = self._views.turn(self._ledger.newest(), has_reply=self._has_folded)
         except SignerError as error:
             self._lines.warn("views not folded", f"{error.text} ({error.code})")
             self._fold_due = RETRY_AFTER
@@ -393,12 +405,12 @@ class Keeper:
         """Passes on the replies of the query reader."""
         for item, reply in self._reader.collect():
             self._send(item.peer, item.number, reply)
-            self.metrics.latency.observe(item.watch.seconds())
+            self.metrics.latency.observe(time.perf_counter() - item.began)
             if reply.startswith(b"Error\n"):
                 code = str(json.loads(reply.partition(b"\n")[2])["code"])
                 self.metrics.count_refusal(code)
-                if code in ("ledger_tables_differ", "views_behind") and self._fold_due is None:
-                    self._ledger.recheck_views(is_damaged=code == "ledger_tables_differ")
+                if code in ("ledger_tables_differ", "views_behind") and self._views.is_idle:
+                    self._views.recheck(is_damaged=code == "ledger_tables_differ")
 
     def _tell_watchers(self) -> None:
         """Sends each `watch` connection the ids of requests that changed; what is in them, it has to ask for."""
@@ -418,7 +430,7 @@ class Keeper:
             self._reply(item, stopping)
 
     def _count(self, item: _Waiting, reply: ReplyOrError) -> None:
-        self.metrics.latency.observe(item.watch.seconds())
+        self.metrics.latency.observe(time.perf_counter() - item.began)
         if isinstance(reply, SignerError):
             self.metrics.count_refusal(reply.code)
             self._outage.note_failure(reply)
@@ -587,7 +599,7 @@ class Keeper:
             case "metrics":
                 return self._metrics_text(header)
             case "checkpoint":
-                return SignedCheckpoint(note=self._checkpoints.newest())
+                return SignedCheckpoint(note=self._checkpoints.newest(self._views.head))
             case "proof":
                 return ProveConsistency("", MAX_REPLY, *read_sizes(header))  # "": nobody's, all share one part
             case "hosts":

@@ -167,7 +167,7 @@ class _Launcher:
         return [word for listener in self._listeners for word in ("--listener", str(listener.fileno()))]
 
     def _look_at_names(self) -> None:
-        """Listens again on each unix socket whose name was removed or replaced; the api then starts anew with it."""
+        """Listens again on each unix socket whose name was removed or replaced; the api then starts again with it."""
         for index, listen in enumerate(self._settings.listen):
             if self._names[index] == _identity_of(listen):
                 continue

@@ -39,6 +39,7 @@ RENEWED_EVERY: Final = 60.0  # seconds; hosts raise an alarm at 900
 OVERDUE_AFTER: Final = 180  # seconds of age of a statement, after which readiness warns
 FIRST_PAUSE: Final = 2.0  # seconds before what failed is tried again; each time twice as long
 LONGEST_PAUSE: Final = 60.0
+LOOK_EVERY: Final = 0.1  # seconds between two looks for what is due, while no other version is wanted
 _MAX_LAST: Final = 4096  # bytes
 
 
@@ -153,14 +154,21 @@ class Publisher:
         self._others = tuple(others)
         self._retries: dict[str, float] = {}  # by name of another file: monotonic seconds
         self._signed: dict[str, tuple[int, float]] = {}  # by name: which version, and when (monotonic seconds)
+        self._wanted: list[int | None] = []  # the versions at the last look
+        self._look_at = 0.0  # monotonic seconds of the next one
 
     # --- the keeper's loop --------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Does what is due; looks at nothing but the clock and the wanted version while nothing is."""
-        if self._builder.is_busy:
+        """Does what is due: in each round what a new version or a build asks for, and the rest every `LOOK_EVERY`."""
+        is_building = self._builder.is_busy
+        if is_building:
             self._collect()
-        if (now := self._monotonic()) < self._not_before:
+        now, wanted = self._monotonic(), [self._list_version(), *(file.version() for file in self._others)]
+        if now < self._look_at and wanted == self._wanted and not is_building:
+            return
+        self._wanted, self._look_at = wanted, now + LOOK_EVERY
+        if now < self._not_before:
             return
         try:
             if self._needs_list() and not self._builder.is_busy:
@@ -278,7 +286,7 @@ class Publisher:
         if signed is not None and signed[0] == version and now < signed[1] + RENEWED_EVERY:
             return
         if file.name == STATEMENT_NAME and identity_of(self._folder / LIST_NAME) != self._list_file:
-            self._list = None  # somebody removed it: the next turn has it built again
+            self._list, self._look_at = None, 0.0  # somebody removed it: the next turn has it built again
             return
         as_of = int(self._clock())
         content = file.render(as_of)

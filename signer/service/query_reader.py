@@ -8,14 +8,11 @@ identity has a share of its time, so that nobody who pages without pause slows d
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
-import subprocess
 import sys
 import time
 from collections import OrderedDict, deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -24,14 +21,13 @@ from signer.errors import LedgerBroken, Refused, SignerError, Unavailable
 from signer.hardening import serve_parent_only
 from signer.ledger.lookups import Lookup, Reader, decode_lookup, encode_lookup, error_message
 from signer.ledger.pages import CertificateReader
+from signer.service.helper_process import BUFFER, HelperProcess
 
 SHARE: Final = 0.1  # of the process's time, for one identity that asks without pause
 BURST: Final = 0.5  # seconds of its time that an identity may use at once after a pause
 MAX_WAITING: Final = 16  # lookups of one identity
 DEADLINE: Final = 5.0  # seconds for one lookup; the api waits 10 s for a reply
-RESTART_PAUSE: Final = 1.0  # seconds
-_BUFFER: Final = 1024 * 1024  # bytes
-_PASSED_ON: Final = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS")
+_ENDS_WITHIN: Final = 0.5  # seconds for a process that was killed
 _K = TypeVar("_K")
 
 
@@ -53,34 +49,13 @@ class QueryReader(Generic[_K]):
     """Has lookups answered by a process of its own, one at a time; `_K` is what the keeper knows a lookup by."""
 
     def __init__(self, data_dir: Path, selector: selectors.BaseSelector) -> None:
-        self._data_dir = data_dir
-        self._selector = selector
         self._askers: OrderedDict[str, _Asker[_K]] = OrderedDict()  # the next one first
         self._current: tuple[_K, Lookup, float] | None = None  # with the time when it was sent
-        self._process: subprocess.Popen[bytes] | None = None
-        self._killed: list[subprocess.Popen[bytes]] = []
-        self._sock: socket.socket | None = None
-        self._started = -RESTART_PAUSE
+        self._helper = HelperProcess("signer.service.query_reader", data_dir, selector, self)
 
     def start(self) -> None:
         """Starts the process; it is started again when it has ended and a lookup waits, also if it cannot be now."""
-        self._started = time.monotonic()
-        self._killed = [process for process in self._killed if process.poll() is None]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        command = [sys.executable, "-P", "-m", "signer.service.query_reader", str(theirs.fileno()), str(self._data_dir)]
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment
-                )
-        except OSError:  # no process is left
-            ours.close()
-            return
-        ours.setblocking(False)
-        self._sock = ours
-        self._selector.register(ours, selectors.EVENT_READ, self)
+        self._helper.start()
 
     def submit(self, key: _K, lookup: Lookup) -> None:
         """Queues a lookup; raises `Refused` if too many of the same identity wait."""
@@ -95,6 +70,8 @@ class QueryReader(Generic[_K]):
 
     def collect(self) -> list[tuple[_K, bytes]]:
         """The replies since the last call; sends the next lookup. Never blocks."""
+        if not self._askers:
+            return []
         replies = self._receive() if self._current is not None else []
         if self._current is None:
             self._send_next()
@@ -102,13 +79,15 @@ class QueryReader(Generic[_K]):
 
     def due(self) -> float | None:
         """Seconds until `collect` has something to do without a reply; None if no lookup waits."""
+        if not self._askers:
+            return None
         if self._current is not None:
             return max(self._current[2] + DEADLINE - time.monotonic(), 0.0)
         now = time.monotonic()
         waits = [max(-asker.refill(now), 0.0) / SHARE for asker in self._askers.values() if asker.waiting]
         if not waits:
             return None
-        return max(min(waits), self._started + RESTART_PAUSE - now if self._sock is None else 0.0, 0.001)
+        return max(min(waits), self._helper.startable_in(), 0.001)
 
     def close(self) -> list[_K]:
         """Ends the process; returns the keys of the lookups without a reply."""
@@ -116,10 +95,8 @@ class QueryReader(Generic[_K]):
         left += [key for asker in self._askers.values() for key, _ in asker.waiting]
         self._current = None
         self._askers.clear()
-        self._stop()
-        for process in self._killed:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.5)
+        self._helper.stop()
+        self._helper.close(_ENDS_WITHIN)
         return left
 
     def _receive(self) -> list[tuple[_K, bytes]]:
@@ -127,20 +104,15 @@ class QueryReader(Generic[_K]):
         assert self._current is not None, "only a lookup that was sent has a reply"  # noqa: S101
         key, lookup, sent = self._current
         now = time.monotonic()
-        try:
-            reply = self._sock.recv(_BUFFER) if self._sock is not None else b""
-        except BlockingIOError:
-            if now < sent + DEADLINE:
-                return []
-            reply = b""
-        except OSError:
-            reply = b""
+        reply = self._helper.receive()
+        if reply is None and now < sent + DEADLINE:
+            return []
         self._current = None
         asker = self._askers[lookup.asker]
         asker.refill(now)
         asker.budget -= now - sent
         if not reply:
-            self._stop()
+            self._helper.stop()
             text = "the process that reads the ledger did not answer"
             reply = error_message(Unavailable("reader_gone", text, "retry in a second"))
         return [(key, reply)]
@@ -150,32 +122,15 @@ class QueryReader(Generic[_K]):
         now = time.monotonic()
         for name, asker in list(self._askers.items()):
             if asker.waiting and asker.refill(now) > 0:
-                if not self._is_running(now):
+                if not self._helper.ensure():
                     return
                 key, lookup = asker.waiting.popleft()
                 self._askers.move_to_end(name)
                 self._current = (key, lookup, now)
-                if self._sock is not None:
-                    with suppress(OSError):  # the process has ended: then the reply is an error
-                        self._sock.send(encode_lookup(lookup))
+                self._helper.send(encode_lookup(lookup))
                 return
             if not asker.waiting and asker.budget >= BURST:
                 del self._askers[name]
-
-    def _is_running(self, now: float) -> bool:
-        if self._sock is None and now >= self._started + RESTART_PAUSE:
-            self.start()
-        return self._sock is not None
-
-    def _stop(self) -> None:
-        if self._sock is not None:
-            self._selector.unregister(self._sock)
-            self._sock.close()
-            self._sock = None
-        if self._process is not None:
-            self._process.kill()
-            self._killed.append(self._process)  # not waited for: on a disk that hangs it does not end
-            self._process = None
 
 
 def answer_lookup(message: bytes, reader: Reader) -> bytes:
@@ -194,8 +149,9 @@ def answer_lookup(message: bytes, reader: Reader) -> bytes:
 def serve(connection: socket.socket, data_dir: Path) -> None:
     """Answers lookups until the keeper closes its end."""
     reader = CertificateReader(data_dir)
-    while message := connection.recv(_BUFFER):
+    while message := connection.recv(BUFFER):
         connection.send(answer_lookup(message, reader))
+        reader.release()
     reader.close()
 
 

@@ -252,7 +252,7 @@ def check_run_dir(run_dir: Path) -> None:
         raise BadSettings(
             "run_dir_missing",
             f"SIGNER_RUN_DIR cannot be used: {error.strerror}",
-            "create it for the keeper's user, who must also be let through above it",
+            "create it for the keeper's user, and let that user through its parent directories",
         ) from None
     if facts.st_uid != os.geteuid() or facts.st_mode & 0o027:
         raise BadSettings(

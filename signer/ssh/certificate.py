@@ -6,10 +6,11 @@ defaults, because a default is a decision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
 from typing import Final
+
+import msgspec
 
 from signer.errors import BadFormat
 from signer.ssh.publickey import CERT_SUFFIX, KEY_PARTS, certificate_kind
@@ -26,8 +27,7 @@ _SERIAL_AND_TYPE: Final = Struct(">QI")
 _VALIDITY: Final = Struct(">QQ")
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateFields:
+class CertificateFields(msgspec.Struct, frozen=True):
     """Everything between the type name and the signature.
 
     `key` is the subject's whole public key blob. Times are seconds since 1970; the certificate is valid from

@@ -67,7 +67,7 @@ def merge_ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
     merged: list[Range] = []
     for first, last in sorted(ranges):
         if not 0 < first <= last <= MAX_SERIAL:
-            raise BadFormat("bad_format", f"serials {first} to {last} are no range of serials from 1 to 2**64 - 1")
+            raise BadFormat("bad_format", f"serials {first} to {last} are not a range of serials from 1 to 2**64 - 1")
         if merged and first <= merged[-1][1] + 1:
             merged[-1] = merged[-1][0], max(merged[-1][1], last)
         else:
@@ -213,7 +213,7 @@ def _open(data: bytes) -> Reader:
     """A reader that stands before the version; raises `BadFormat` for another format."""
     reader = Reader(data)
     if reader.take(len(_MAGIC)) != _MAGIC or reader.uint32() != _FORMAT:
-        raise BadFormat("bad_format", "this is no revocation list of OpenSSH's format 1")
+        raise BadFormat("bad_format", "this is not a revocation list of OpenSSH's format 1")
     return reader
 
 

@@ -194,7 +194,7 @@ def _newest_of(remote: Remote, key: VerifierKey, log: Log) -> tuple[Note, Checkp
 
 def _faulty(remote: Remote, what: str) -> Unavailable:
     return Unavailable(
-        "witness_faulty", f"{remote.name} is no faithful witness: {what}", "tell those who run it; use another one"
+        "witness_faulty", f"{remote.name} is not a faithful witness: {what}", "tell those who run it; use another one"
     )
 
 

@@ -16,6 +16,7 @@ from signer.authority.core import CLOCK_TOLERANCE, Core, ReplyOrError
 from signer.authority.vault_certificates import PendingCertificate
 from signer.ca.backends import Backend, FileBackend
 from signer.errors import BadFile, SignerError, Unavailable
+from signer.ledger.fold import fold_all
 from signer.ledger.lookups import FindCertificates, Lookup, Reader
 from signer.ledger.pages import CertificateReader
 from signer.ledger.store import Ledger
@@ -149,7 +150,7 @@ class Disk(Ledger):
     def tables(self) -> tuple[dict[int, Issued], dict[str, ActiveFreeze]]:
         if self.folds.random() < 0.3:  # else the reader folds in memory what is missing
             with suppress(Unavailable):
-                self.fold_all()
+                fold_all(self)
         return {row.serial: row for row in self.pages.certificates(Filter(limit=10**6))}, self.freezes()
 
 

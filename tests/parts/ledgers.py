@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from signer.ledger.audit import verify
+from signer.ledger.fold import fold_all
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import EVENTS, FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
@@ -32,7 +33,7 @@ def fill(folder: Path, events: list[Event] = STORY) -> Head:
     ledger = Ledger(folder)
     for number, event in enumerate(events):
         ledger.commit([event], 1_800_000_000_000 + number)
-    ledger.fold_all()
+    fold_all(ledger)
     head = verify(ledger)
     ledger.close()
     return head

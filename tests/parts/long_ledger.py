@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from signer.ledger.fold import fold_all
 from signer.ledger.store import Ledger
 from signer.model import Event
 from tests.parts.events import freeze, issued, refused, thaw, withheld
@@ -60,4 +61,4 @@ def fill_long(folder: Path, events: int = EVENTS) -> None:
     with closing(Ledger(folder)) as ledger:
         for seq in range(1, events + 1):
             ledger.commit([event(seq)], time_of(seq))
-        ledger.fold_all()
+        fold_all(ledger)

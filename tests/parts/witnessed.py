@@ -24,6 +24,7 @@ from signer.ledger.checkpoint import (
     parse_note,
     sign_note,
 )
+from signer.ledger.fold import fold_all
 from signer.ledger.origin import origins
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
@@ -57,10 +58,8 @@ def checkpoint_of(
     ledger: Ledger, setting: str | None = None, key: ServiceKey = LOG, at: int | None = COSIGNED_AT
 ) -> bytes:
     """A checkpoint of all events, signed by the ledger's key, and cosigned at a time in seconds."""
-    ledger.fold_all()
-    head = ledger.folded_tree()
-    assert head is not None
-    checkpoint = Checkpoint(origins(ledger, setting)[-1], *head)
+    head = fold_all(ledger)
+    checkpoint = Checkpoint(origins(ledger, setting)[-1], head.seq, head.root)
     text = checkpoint.text
     lines = [sign_note(text, VerifierKey(checkpoint.origin, NOTE_KIND, key.raw_public), key.sign)]
     if at is not None:
@@ -117,7 +116,7 @@ def rewrite(data: Path, forge: dict[int, dict[str, object]], *, keep: int | None
         for entry in entries:
             body = {**json.loads(entry.body), **forge.get(entry.seq, {})}
             ledger.commit([Event(entry.kind, entry.actor, body)], entry.time_ms)
-        ledger.fold_all()
+        fold_all(ledger)
     for name in (FILE_NAME, VIEWS_NAME):
         for part in (name, f"{name}-wal", f"{name}-shm"):
             (data / part).unlink(missing_ok=True)

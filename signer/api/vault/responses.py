@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from signer.api.problems import retry_after, status_of
 from signer.errors import TOKEN_CODES, SignerError
 from signer.protocol.replies import Certificate, CertificateWithWarnings, Reply, RoleDetails, expect
@@ -39,7 +41,10 @@ _GO_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 def go_json(value: object) -> str:
     """Compact JSON as Go's encoder writes it: UTF-8, but `<`, `>`, `&` and two line separators escaped."""
-    text = _GO_JSON.encode(value)
+    try:
+        text = msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:  # lone surrogates, which become question marks
+        text = _GO_JSON.encode(value)
     for char in "<>&\u2028\u2029":
         if char in text:
             text = text.replace(char, f"\\u{ord(char):04x}")

@@ -449,7 +449,7 @@ class RemovalActions:
         return Observation("removed by hand, confirmed by the operator", facts)
 
     def _command(self, words: tuple[str, ...], name: str, then: str = "apply again") -> Observation:
-        environment = {name: os.environ[name] for name in ENGINES_OWN if name in os.environ}
+        environment = {own: os.environ[own] for own in ENGINES_OWN if own in os.environ}
         ended = run(words, environment=environment, within=COMMAND_WITHIN)
         if ended.status != 0:
             how = "did not end in time" if ended.status is None else f"ended with status {ended.status}"

@@ -450,7 +450,7 @@ def test_watch_survives_every_fault_and_goes_on(
     says(log, ": written")
     before = state(target)
     for orders, sentence in (
-        ({"login": 503}, "an error of its own"),
+        ({"login": 503}, "its own error"),
         ({"secret": 403}, "does not let this identity"),
         ({"secret": "close"}, "cannot be reached"),
     ):

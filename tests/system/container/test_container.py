@@ -160,7 +160,8 @@ def test_keeper_and_api_are_two_users_without_powers(local: Contained) -> None:
             users[re.split(r" -m signer[ .]", one.command)[1].split()[0]] = one.uid
             assert powers(one.status["CapEff"]) == powers(one.status["CapPrm"]) == set()
             assert one.status["Groups"] == []
-    assert users == {"keeper": KEEPER_ID, "service.query_reader": KEEPER_ID, "api": API_ID}
+    helpers = {"service.query_reader": KEEPER_ID, "service.view_writer": KEEPER_ID}
+    assert users == {"keeper": KEEPER_ID, **helpers, "api": API_ID}
 
 
 def powers(mask: list[str]) -> set[str]:

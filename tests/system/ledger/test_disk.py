@@ -298,6 +298,7 @@ def test_a_write_ahead_log_that_somebody_removes_loses_nothing(start_service: St
     serials = []
     for number in range(20):
         answer = service.sign(line)
+        assert service.ask("GET", "/api/certificates", identity="operator").status == 200, "the query reader looked"
         if answer.status == 201:
             serials.append(int(answer.json()["serial"]))
         if number == 10:

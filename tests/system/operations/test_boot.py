@@ -136,25 +136,29 @@ def test_a_keeper_without_its_key_tries_until_it_is_there(machine: BootedMachine
     do(machine, f"mv /root/ca /etc/signer/ca; {_READY}; {_SIGN}")
 
 
+# What each needs, as it comes.
 _LATE = {
     "signer-notices": 'echo "SIGNER_NOTICES_FILE=/etc/signer/notices.toml" >>/etc/signer/environment',
     "signer-witness": 'echo "WITNESS_OPTIONS=--name w.example --log $(signer ledger key)" >/etc/signer/witness',
     "signer-agent": "mv /usr/bin/later /usr/bin/ssh-agent",
+    "signer-ca-credential": "mv /root/ca.cred /etc/signer/ca.cred",
 }
 
 
-def test_notices_witness_and_agent_try_until_what_they_need_is_there(machine: BootedMachine) -> None:
+def test_other_units_too_try_until_what_they_need_is_there(machine: BootedMachine) -> None:
     do(
         machine,
         "for user in signer-notices signer-witness; do useradd --system --user-group $user; done; "
         f"signer init /etc/signer --yes; {_ENABLE}; {_READY}; mv /usr/bin/ssh-agent /usr/bin/later; "
-        "install -m 0400 -o signer-notices /dev/null /etc/signer/notices.toml",
+        "install -m 0400 -o signer-notices /dev/null /etc/signer/notices.toml; "
+        "systemd-creds encrypt --name=ca /etc/signer/ca /root/ca.cred",
     )
     machine.write("/etc/signer/witness", "WITNESS_OPTIONS=--name w.example --log no-key\n")
     do(machine, f"systemctl enable --now --no-block {' '.join(_LATE)}")
     for unit, come in _LATE.items():
         restarts = f"$(systemctl show {unit} -p NRestarts --value)"
-        do(machine, f"until test {restarts} -gt 6; do ! systemctl is-failed {unit} && sleep 0.2 || exit 1; done")
+        limit = 6 if unit != "signer-ca-credential" else 1  # every second, and every five
+        do(machine, f"until test {restarts} -gt {limit}; do ! systemctl is-failed {unit} && sleep 0.2 || exit 1; done")
         do(machine, f"{come}; until systemctl is-active {unit}; do sleep 0.2; done")
     assert do(machine, f"sleep 2; systemctl is-active {' '.join(_LATE)}").split() == ["active"] * len(_LATE)
 

@@ -170,6 +170,9 @@ def started(keyring: KeyRing) -> Iterator[Started]:
             yield running
         finally:
             for process in running.processes.values():
+                if process.poll() is None:  # strace; what it has started would go on without it
+                    for child in children(process.pid):
+                        os.kill(child, signal.SIGKILL)
                 process.kill()
                 process.wait()
             for told in running.notified.values():

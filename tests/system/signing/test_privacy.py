@@ -132,7 +132,7 @@ def test_keeper_and_api_are_different_users_without_rights(two_users: Service, l
     assert two_users.sign(line).status == 201
     keeper = keeper_of(two_users)
     keepers = family(keeper)
-    assert len(keepers) == 2, "the keeper and its query reader"
+    assert len(keepers) == 3, "the keeper, its query reader and its view writer"
     api = [pid for pid in family(two_users.pid) if pid not in (two_users.pid, *keepers)]
     assert len(api) >= 2
     for pid, user in (*((pid, "daemon") for pid in keepers), *((pid, "nobody") for pid in api)):

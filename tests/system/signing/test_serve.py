@@ -33,7 +33,7 @@ def arbiter(service: Service) -> int:
 def test_sigterm_ends_everything_and_says_0(start_service: StartService) -> None:
     service = start_service()
     everybody = descendants(service.pid)
-    assert len(everybody) == 4  # keeper, its query reader, gunicorn, its worker
+    assert len(everybody) == 5  # keeper, its query reader and view writer, gunicorn, its worker
     assert service.stop() == 0
     assert not any(map(is_alive, everybody))
 

@@ -266,6 +266,18 @@ def test_paths_outside_are_left_to_others() -> None:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
+@given(st.text() | st.sampled_from(['\x7f\x00\x1f\b\f\u2028<>&\\"', "a\ud800<\u20ac", "</script>"]))
+def test_json_is_written_as_go_does(text: str) -> None:
+    value = {text: [text, None, True, -1, 2**63]}
+    written = responses.go_json(value)
+    assert not set("<>&\u2028\u2029") & set(written)
+    assert json.loads(written) == value
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, "?")
+    plain = {text: [text, None, True, -1, 2**63]}
+    assert responses.go_json(plain) == json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+
+
 def test_an_envelope_has_vaults_eight_keys_in_order() -> None:
     body = responses.envelope({"a": "<&>\u2028"}, "r", ["w"])
     assert body == (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from signer.authority.certificates import check_matches_grant, prepare_certificate
 from signer.errors import BadFormat, CertificateMismatch

@@ -115,7 +115,7 @@ def test_a_session_ends_when_nobody_uses_it() -> None:
 def test_what_a_page_asks_by_itself_keeps_no_session_alive() -> None:
     sessions = ConsoleSessions()
     held = begin(sessions)
-    by_itself = replace(held, is_unattended=True)
+    by_itself = msgspec.structs.replace(held, is_unattended=True)
     for second in range(0, IDLE, 10):
         assert not ends(sessions, by_itself, BASE, NOW + second)
     assert ends(sessions, by_itself, BASE, NOW + IDLE)

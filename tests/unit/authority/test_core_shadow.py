@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,9 +152,11 @@ def test_what_is_told_is_how_a_certificate_of_mode_local_differs(
     bench = Bench()
     forward = bench.send(**changes)
     vaults: CertificateFields = CA.fields(forward.grant, NOW, valid_after=NOW - 30 - back)
-    vaults = replace(vaults, valid_before=max(vaults.valid_before - clamp, NOW + 1, vaults.valid_after + 1))
-    vaults = replace(vaults, extensions=() if fewer else vaults.extensions)
-    vaults = replace(vaults, key_id=ours.key_id if same_id else vaults.key_id)
+    vaults = msgspec.structs.replace(
+        vaults, valid_before=max(vaults.valid_before - clamp, NOW + 1, vaults.valid_after + 1)
+    )
+    vaults = msgspec.structs.replace(vaults, extensions=() if fewer else vaults.extensions)
+    vaults = msgspec.structs.replace(vaults, key_id=ours.key_id if same_id else vaults.key_id)
     reply = bench.finish_one(forward, Returned(CA.certify(vaults), CA.blob))
     assert isinstance(reply, dict) == (vaults.valid_before <= NOW + ttl + 60), "refused for its times alone"
     if isinstance(reply, dict):
@@ -298,7 +301,7 @@ def test_a_fault_of_the_comparison_costs_nobody_the_certificate(fault: str, monk
 
 def test_a_key_of_ours_that_nothing_can_be_drafted_with_costs_nobody_the_certificate() -> None:
     bench = Bench()
-    broken: Any = replace(OURS, blob="no bytes")  # type: ignore[arg-type]
+    broken: Any = msgspec.structs.replace(OURS, blob="no bytes")
     bench.backend.order = replace(bench.backend.order, local_key=broken)
     assert builders.certificate_of(bench.login())
     assert bench.shadow.faults == {"llmops": 1}

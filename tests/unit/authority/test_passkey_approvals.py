@@ -417,7 +417,7 @@ def audit(bench: Asking, policy: Policy | None = None, change: Any = None) -> An
         body = json.loads(entry.body)
         if change is not None and entry.kind == "approval.given":
             change(body)
-        auditor.take(replace(entry, body=json.dumps(body)))
+        auditor.take(msgspec.structs.replace(entry, body=json.dumps(body)))
     return auditor.audit
 
 
@@ -511,7 +511,7 @@ def test_a_copy_of_a_passkey_shows_in_the_counters_of_the_whole_ledger(bench: As
 def test_an_assertion_that_was_recorded_twice_is_found(bench: Asking, key: SoftPasskey) -> None:
     approve(bench, bench.request(), key)
     (entry,) = [entry for entry in bench.store.entries if entry.kind == "approval.given"]
-    bench.store.entries.append(replace(entry, seq=entry.seq + 1))
+    bench.store.entries.append(msgspec.structs.replace(entry, seq=entry.seq + 1))
     (problem,) = audit(bench).problems
     assert problem.text.endswith("is a signature that was recorded before")
 

@@ -29,6 +29,7 @@ from signer.cli.parser import load_all
 from signer.errors import SignerError
 from signer.ledger.audit import verify
 from signer.ledger.chain import entry_hash
+from signer.ledger.fold import fold_all
 from signer.ledger.reader import LedgerReader
 from signer.ledger.store import Ledger
 from signer.model import Event
@@ -566,7 +567,7 @@ def test_what_a_keeper_commits_and_folds_meanwhile_is_no_difference(
     def commit_and_look(reader: LedgerReader, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         if type(reader) is LedgerReader and "quick_check" in sql:
             writer.commit([issued(4)], 1_750_000_000_000)
-            writer.fold_all()
+            fold_all(writer)
         return look(reader, sql, values)
 
     with closing(Ledger(world.folder / "data")) as writer:

@@ -11,6 +11,7 @@ from signer.cli.suggestions import distance, nearest, suggest_verb
 from tests.parts.command import run
 
 LEDGER = "verify|checkpoint|key|witness|head|export|backup|restore|follow|promote|archive|rebuild"
+STATES = "pending, approved, denied, expired, withdrawn, issued, lapsed, all"
 CASES = (
     ("", "no verb given", "see `signer --help`, or begin with `signer check`"),
     ("polcy check", 'there is no verb "polcy"', "did you mean `signer policy check`"),
@@ -72,6 +73,9 @@ CASES = (
         "see `signer certs list --help`",
     ),
     ("certs list --backend both", '--backend: "both" is not one of local, vault', "see `signer certs list --help`"),
+    ("certs list --backend locla", '--backend: "locla" is not one of local, vault', "did you mean local"),
+    ("requests list --state=pendign", f'--state: "pendign" is not one of {STATES}', "did you mean pending"),
+    ("completion zhs", 'SHELL: "zhs" is not one of bash, zsh, fish', "did you mean zsh"),
     ("certs show", "missing: SERIAL", "see `signer certs show --help`"),
     ("certs show -1", 'SERIAL: "-1" is not a serial number', "see `signer certs show --help`"),
     ("certs show first", 'SERIAL: "first" is not a serial number', "see `signer certs show --help`"),

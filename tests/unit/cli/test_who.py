@@ -93,4 +93,5 @@ def test_other_lines_name_no_certificate(line: str) -> None:
 @given(st.text())
 def test_foreign_text_is_a_login_or_nothing(text: str) -> None:
     for line in (text, f"sshd[1]: {text}", f"Accepted publickey for {text}", f'Accepted certificate ID "{text}'):
-        read_login(line)
+        login = read_login(line)
+        assert login is None or (login.serial >= 0 and login.key_id in line and login.ca in line)

@@ -34,6 +34,7 @@ from signer.ledger.audit import check_recent, export, rebuild, verify
 from signer.ledger.backup import back_up
 from signer.ledger.chain import GENESIS, entry_hash
 from signer.ledger.checkpoint import Checkpoint
+from signer.ledger.fold import fold_all
 from signer.ledger.origin import ledger_keys, origins
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import REACH, LedgerReader
@@ -121,7 +122,7 @@ def test_whatever_decides_is_as_before(data_dir: Path, segment: Path) -> None:
         with pytest.raises(ValueError, match="does not follow 2400"):
             keeper.commit([issued(2_400)], NOW)
         keeper.commit([issued(2_401), freeze("all")], NOW + DAY)
-        keeper.fold_all()
+        fold_all(keeper)
         assert verify(keeper).seq == EVENTS + 3
 
 
@@ -202,8 +203,8 @@ def test_the_keeper_folds_on_and_finds_only_what_is_there(data_dir: Path, segmen
             counts = reader.activity([0, time_of(ARCHIVED + 1), NOW + 1])
             assert [(one.issued, one.refused) for one in counts] == [(0, 0), (EVENTS - ARCHIVED - 2, 0)]
         with closing(Ledger(data_dir)) as ledger:
-            ledger.fold_all()
-            assert ledger.folded_tree() == (EVENTS + 1, tree_root(EVENTS + 1, TreeReader(ledger, None, 0).node))
+            root = tree_root(EVENTS + 1, TreeReader(ledger, None, 0).node)
+            assert fold_all(ledger) == (EVENTS + 1, ledger.head().hash, root)
             assert rebuild(ledger)[1]["certificates"] == EVENTS - ARCHIVED - 2
     assert verify_folder(data_dir).seq == EVENTS + 1
     with closing(CertificateReader(segment.parent, None, segment.name)) as old:
@@ -218,7 +219,7 @@ def test_each_filter_of_events_finds_those_that_were_carried_over(
     archive(data_dir, segment)
     if is_folded:
         with closing(Ledger(data_dir)) as ledger:
-            ledger.fold_all()
+            fold_all(ledger)
     with closing(CertificateReader(data_dir)) as reader:
         everything = reader.matching_events(EventFilter(limit=9_999))
         assert len(everything) == EVENTS + 1 - ARCHIVED + 14

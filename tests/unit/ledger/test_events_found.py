@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.ledger.fold import fold_all
 from signer.ledger.pages import CertificateReader
 from signer.ledger.store import Ledger
 from signer.model import Activity, Entry, Event, EventFilter
@@ -49,7 +50,7 @@ def reader(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Certifica
     for number, event in enumerate(EVENTS):
         ledger.commit([event], START + number * HOUR // 8)
         if number + 1 == request.param:
-            ledger.fold_all()
+            fold_all(ledger)
     with_views = CertificateReader(tmp_path)
     yield with_views
     with_views.close()
@@ -109,7 +110,7 @@ def test_finding_events_reads_no_more_of_a_larger_ledger(tmp_path: Path) -> None
         folder.mkdir()
         ledger = Ledger(folder)
         ledger.commit([event for serial in range(size) for event in (issued(serial + 1), refused())], START)
-        ledger.fold_all()
+        fold_all(ledger)
         reader = CertificateReader(folder)
         reader.matching_events(EventFilter(kind="freeze"))  # opens the file
         steps = 0
@@ -140,7 +141,7 @@ def test_a_body_with_foreign_values_is_counted_once_and_is_about_nobody(tmp_path
     body: dict[str, object] = {"identity": ["anna"], "scope": 7, "count": -5}
     ledger = Ledger(tmp_path)
     ledger.commit([Event("request.refused", "ci", body)], START)
-    ledger.fold_all()
+    fold_all(ledger)
     reader = CertificateReader(tmp_path)
     (found,) = reader.matching_events(EventFilter(kind="request"))
     assert json.loads(found.body) == body

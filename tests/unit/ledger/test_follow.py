@@ -7,11 +7,11 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from signer.errors import BadFile, LedgerBroken, NotFound, Unavailable
 from signer.ledger.archive import KEEP_AT_LEAST, Archiving, verify_segments

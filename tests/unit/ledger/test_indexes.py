@@ -12,6 +12,7 @@ from signer.errors import LedgerBroken
 from signer.ledger import audit
 from signer.ledger.audit import verify
 from signer.ledger.chain import entry_hash
+from signer.ledger.fold import fold_all
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
@@ -58,7 +59,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(audit, "_CHUNK", COUNT)
     with closing(Ledger(tmp_path)) as ledger:
         ledger.commit([*EVENTS, *(issued(serial) for serial in range(11, 300))], 1_800_000_000_000)
-        ledger.fold_all()
+        fold_all(ledger)
     return tmp_path
 
 

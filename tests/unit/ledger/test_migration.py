@@ -12,6 +12,7 @@ import pytest
 from signer.errors import LedgerBroken, Unavailable
 from signer.ledger import schema
 from signer.ledger.audit import check_recent, export, verify
+from signer.ledger.fold import fold_all
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
@@ -67,7 +68,7 @@ def test_a_migration_keeps_every_event_and_every_decision(folder: Path) -> None:
         assert len(ledger.operations(None, None, 9)) == 1
         (entry,) = ledger.commit([issued(4)], 1_800_000_001_000)
         assert (entry.seq, entry.prev) == (len(EVENTS) + 1, before[-1].hash)
-        ledger.fold_all()
+        fold_all(ledger)
         assert verify(ledger).seq == len(EVENTS) + 1
     assert version(folder) == 2
     assert old_tables(folder) == tables, "the old tables stay as they were"
@@ -80,7 +81,7 @@ def test_a_migration_keeps_every_event_and_every_decision(folder: Path) -> None:
 def test_the_views_say_what_the_tables_of_version_1_said(folder: Path) -> None:
     tables = old_tables(folder)
     with closing(Ledger(folder)) as ledger:
-        ledger.fold_all()
+        fold_all(ledger)
     views = rows_of_views(folder)
     assert views["certificates"] == [row[:-1] for row in tables["certificates"]]
     assert views["principals"] == tables["principals"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from signer.ledger import pages
+from signer.ledger.fold import fold_all
 from signer.ledger.pages import CertificateReader
 from signer.ledger.schema import VIEWS_NAME
 from signer.ledger.store import Ledger
@@ -45,7 +46,7 @@ def ledger(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Certifica
     cases = product(("ann", "bob"), ("deploy", "read"), (["root"], ["llmops", "root"], ["llmops"]), (500, 2_000))
     events = [issued(n + 1, *case) for n, case in enumerate(list(cases) * 5)]
     made.commit(events[: request.param], 1)
-    made.fold_all()
+    fold_all(made)
     made.commit(events[request.param :], 1)
     reader = CertificateReader(tmp_path)
     yield reader
@@ -124,7 +125,7 @@ def test_a_principal_that_few_have_is_found_without_a_look_at_the_others(tmp_pat
     with closing(Ledger(tmp_path)) as made:
         rare = [issued(1, "ann", "read", ["rare", "root"], 2_000)]
         made.commit(rare + [issued(serial, "ann", "read", ["root"], 2_000) for serial in range(2, 5_000)], 1)
-        made.fold_all()
+        fold_all(made)
     with closing(CertificateReader(tmp_path)) as reader:
         with reader._snapshot() as (_, file, _folded):
             assert file is not None
@@ -155,7 +156,7 @@ def test_since_finds_what_was_recorded_then_or_later_in_both_files_and_on_every_
                 (serial - 1) // 10 * 1_000,
             )
             if serial == folded:
-                made.fold_all()
+                fold_all(made)
         with closing(CertificateReader(tmp_path)) as reader:
             for since in (0, 1, 6, 11, 12):
                 wanted = Filter(identity=identity, active_at=active_at, since=since, limit=1_000)

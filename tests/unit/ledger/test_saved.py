@@ -26,6 +26,7 @@ from signer.ledger.checkpoint import (
     read_saved,
     sign_note,
 )
+from signer.ledger.fold import fold_all
 from signer.ledger.origin import ledger_keys, origins
 from signer.ledger.pages import CertificateReader
 from signer.ledger.reader import LedgerReader
@@ -221,22 +222,23 @@ def test_a_line_that_is_no_key_is_none(tmp_path: Path, line: str) -> None:
 def test_the_keeper_signs_each_size_once(ledger: Ledger) -> None:
     given = Checkpoints(ledger, LOG, ORIGIN)
     with pytest.raises(Unavailable) as caught:
-        given.newest()
+        given.newest(None)
     assert caught.value.code == "checkpoint_not_ready"
-    ledger.fold_all()
-    first = given.newest()
-    assert given.newest() is first
+    head = fold_all(ledger)
+    first = given.newest(head)
+    assert given.newest(head) is first
     note = parse_note(first.encode())
     check_note(note, ledger_keys(ledger, ORIGIN)[-1])
     assert first.encode() == checkpoint_of(ledger, ORIGIN, at=None)
     ledger.commit([refused("one more")], 1_740_000_900_000)
-    assert given.newest() is first, "an event counts once it is folded"
-    ledger.fold_all()
-    assert parse_checkpoint(parse_note(given.newest().encode()).text).size == 402
+    assert given.newest(head) is first, "an event counts once it is folded"
+    with pytest.raises(Unavailable, match="event 402 was folded from another ledger"):
+        given.newest(head._replace(seq=402))
+    assert parse_checkpoint(parse_note(given.newest(fold_all(ledger)).encode()).text).size == 402
 
 
 def test_a_proof_leads_from_each_size_to_each_later_one(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.fold_all()
+    fold_all(ledger)
     ledger.commit([refused(f"late {number}") for number in range(200)], 1_740_000_900_000)  # not folded yet
     with closing(CertificateReader(tmp_path)) as reader:
         hashes = [digest for (digest,) in reader.query("SELECT hash FROM events ORDER BY seq")]

@@ -34,7 +34,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def test_a_new_ledger_is_empty(ledger: Ledger) -> None:
     assert ledger.head().seq == 0
-    assert (ledger.last_serial(), ledger.freezes(), ledger.recent(0), ledger.fold()) == (0, {}, [], None)
+    assert (ledger.last_serial(), ledger.freezes(), ledger.recent(0), ledger.newest()) == (0, {}, [], 0)
 
 
 def test_what_was_committed_is_there_after_reopening(tmp_path: Path, ledger: Ledger) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from signer.errors import LedgerBroken
 from signer.ledger.audit import rebuild, verify
+from signer.ledger.chain import GENESIS
+from signer.ledger.fold import fold_all
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import Ledger
@@ -26,7 +28,7 @@ EVENTS = 600  # two kept subtrees and a part
 def folder(tmp_path: Path) -> Path:
     with closing(Ledger(tmp_path)) as ledger:
         ledger.commit([refused(str(number)) for number in range(EVENTS)], 1_800_000_000_000)
-        ledger.fold_all()
+        fold_all(ledger)
     return tmp_path
 
 
@@ -60,18 +62,16 @@ def test_the_tree_goes_on_after_a_start(folder: Path) -> None:
     for number in range(EVENTS, EVENTS + 200, 50):
         with closing(Ledger(folder)) as ledger:
             ledger.commit([refused(str(number + one)) for one in range(50)], 1_800_000_000_000)
-            ledger.fold_all()
-            assert ledger.folded_tree() == (number + 50, expected(folder, number + 50).root())
+            assert fold_all(ledger) == (number + 50, ledger.head().hash, expected(folder, number + 50).root())
     assert kept(folder) == ([(8, 0), (8, 1), (8, 2)], EVENTS + 200, expected(folder, EVENTS + 200).to_bytes())
     assert verify(LedgerReader(folder)).seq == EVENTS + 200
 
 
-def test_a_ledger_that_folds_nothing_yet_has_no_tree(tmp_path: Path) -> None:
+def test_a_ledger_without_events_has_the_empty_tree(tmp_path: Path) -> None:
     with closing(Ledger(tmp_path)) as ledger:
-        assert ledger.folded_tree() is None
+        assert fold_all(ledger) == (0, GENESIS, CompactRange().root())
         ledger.commit([refused()], 1_800_000_000_000)
-        ledger.fold_all()
-        assert ledger.folded_tree() == (1, expected(tmp_path, 1).root())
+        assert fold_all(ledger) == (1, ledger.head().hash, expected(tmp_path, 1).root())
 
 
 def test_a_rebuild_makes_the_same_tree(folder: Path) -> None:
@@ -103,8 +103,7 @@ def test_a_tree_that_was_changed_is_found_and_folded_anew_at_the_start(folder: P
     assert caught.value.code == "ledger_tables_differ"
     with closing(Ledger(folder)) as ledger:
         ledger.commit([refused()], 1_800_000_000_000)
-        ledger.fold_all()
-        assert ledger.folded_tree() == (EVENTS + 1, expected(folder, EVENTS + 1).root())
+        assert fold_all(ledger) == (EVENTS + 1, ledger.head().hash, expected(folder, EVENTS + 1).root())
 
 
 @pytest.mark.parametrize(
@@ -128,9 +127,9 @@ def test_a_fold_that_fails_leaves_the_tree_as_it_was(ledger: Ledger, folder: Pat
         db.execute("CREATE TRIGGER full BEFORE INSERT ON subtrees BEGIN SELECT RAISE(ABORT, 'no room'); END")
         db.commit()
     with pytest.raises(Exception, match="no room"):
-        ledger.fold_all()
-    ledger.fold_all()  # the file was deleted and is made again
-    assert ledger.folded_tree() == (EVENTS + 200, expected(folder, EVENTS + 200).root())
+        fold_all(ledger)
+    # The file was deleted and is made again.
+    assert fold_all(ledger) == (EVENTS + 200, ledger.head().hash, expected(folder, EVENTS + 200).root())
     assert verify(LedgerReader(folder)).seq == EVENTS + 200
 
 
@@ -158,16 +157,19 @@ def test_nodes_are_the_same_from_views_and_from_events(folder: Path, folded: int
 
 
 def test_the_tree_of_seventy_thousand_events_has_a_row_of_the_second_kind(tmp_path: Path) -> None:
-    """65,536 events make a row of level 16; filled by rows of the events' table alone, as no chain is needed here."""
+    """65,536 events make a row of level 16; filled by rows of the events' table alone, whose hashes are made up."""
     size = 66_000
+
+    def digest(number: int) -> str:
+        return number.to_bytes(32).hex()
+
     with closing(Ledger(tmp_path)) as ledger:
         db = ledger.connection()
-        rows = ((number, 0, "x", "x", "{}", "", number.to_bytes(32).hex()) for number in range(1, size + 1))
+        rows = ((number, 0, "x", "x", "{}", digest(number - 1), digest(number)) for number in range(1, size + 1))
         db.execute("BEGIN")
         db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         db.execute("COMMIT")
-        ledger.fold_all()
-        assert ledger.folded_tree() == (size, expected(tmp_path, size).root())
+        assert fold_all(ledger) == (size, ledger.head().hash, expected(tmp_path, size).root())
         assert [row for row in kept(tmp_path)[0] if row[0] != 8] == [(16, 0)]
     with closing(LedgerReader(tmp_path)) as reader, closing(sqlite3.connect(tmp_path / VIEWS_NAME)) as views:
         node = TreeReader(reader, views, size).node

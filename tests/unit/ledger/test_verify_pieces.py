@@ -15,6 +15,7 @@ from signer.errors import LedgerBroken, Unavailable
 from signer.ledger import audit
 from signer.ledger.audit import verify
 from signer.ledger.chain import entry_hash
+from signer.ledger.fold import fold_all
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import Ledger
@@ -30,7 +31,7 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(audit, "_CHUNK", EVENTS // 10)
     fill_ledger(tmp_path, EVENTS, 10, 2_000_000_000, lambda _done, _of: None)
     with closing(Ledger(tmp_path)) as ledger:
-        ledger.fold_all()
+        fold_all(ledger)
     return tmp_path
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -466,6 +467,22 @@ def test_runs_are_listed_oldest_first_and_other_files_are_not_runs(tmp_path: Pat
     note_attempt(tmp_path, {"why": "approval_wrong"})
     assert [run.run for run in runs(tmp_path)] == [RUN, *reversed(later)]
     assert [run.operation for run in runs(tmp_path)] == ["cutover", "rollback", "decommission", "cutover"]
+
+
+def test_attempts_of_two_processes_are_noted_one_after_the_other(tmp_path: Path) -> None:
+    """On a full disk a note is taken back by the length that the file had before: no one else may write meanwhile."""
+    note_attempt(tmp_path, {"at": 1})
+    attempts = tmp_path / FOLDER / ATTEMPTS
+    with attempts.open("ab") as other, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        noted = pool.submit(note_attempt, tmp_path, {"at": 3})
+        with pytest.raises(TimeoutError):
+            noted.result(timeout=0.3)
+        other.write(b'{"at": 2}\n')
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        noted.result(timeout=10)
+    assert [json.loads(line)["at"] for line in attempts.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_an_attempt_that_a_full_disk_cut_off_is_said_to_be_unrecorded(tmp_path: Path) -> None:

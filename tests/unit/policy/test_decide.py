@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from signer.errors import TOKEN_CODES, Refused
 from signer.model import Approval, Grant, Identity, Limits, Role, SignRequest, UsageCounts

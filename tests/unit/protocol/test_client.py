@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from signer.errors import BadRequest, NotAuthenticated, Refused, SignerError, Unavailable
 from signer.protocol import client as client_module
-from signer.protocol.client import KeeperClient
+from signer.protocol.client import KeeperClient, make_message
+from signer.protocol.commands import split_message
 from signer.protocol.replies import MetricsText, Reply, encode_reply
 
 pytestmark = pytest.mark.unix_socket
@@ -89,7 +93,7 @@ def test_questions_are_out_together_and_answered_in_any_order(client: KeeperClie
         await asyncio.sleep(0)
         first, second = keeper.accept(), keeper.accept()
         (n1, q1), (n2, q2) = question(first), question(second)
-        assert (q1, q2) == (b'{"op": "one"}\n', b'{"op": "two"}\n')
+        assert (q1, q2) == (b'{"op":"one"}\n', b'{"op":"two"}\n')
         answer(second, n2, NUMBERED[2])
         assert await two == NUMBERED[2]
         answer(first, n1, NUMBERED[1])
@@ -163,7 +167,7 @@ def test_after_a_restart_a_question_goes_to_the_new_keeper(
             await asyncio.sleep(0)
             peer = fresh.accept()
             number, asked = question(peer)
-            assert asked == b'{"op": "after"}\n'
+            assert asked == b'{"op":"after"}\n'
             answer(peer, number, NUMBERED[2])
             assert await task == NUMBERED[2]
         finally:
@@ -208,7 +212,7 @@ def test_a_question_without_an_answer_is_given_up_and_the_next_one_sent(
         assert await code_of(one) == "keeper_gone"
         peer = keeper.accept()
         number, asked = question(peer)
-        assert asked == b'{"op": "waits"}\n'
+        assert asked == b'{"op":"waits"}\n'
         answer(peer, number, NUMBERED[2])
         assert await two == NUMBERED[2]
         client.close()
@@ -284,3 +288,20 @@ def test_each_token_that_the_keeper_judged_is_told(
     )
     in_a_thread(client, keeper, *(b"@ " + encode_reply(reply) for reply in replies))
     assert judged == [("t", True), ("t", False)]  # a refusal may come before the token was looked at
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+_TEXT = st.text() | st.sampled_from(["\ud800", "a\udfff\u20ac", '\x7f\x00\x1f\u2028<>&\\"'])
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(_TEXT, _VALUES, max_size=5), st.binary(max_size=20))
+def test_the_keeper_reads_what_was_written(header: dict[str, object], body: bytes) -> None:
+    message = make_message(header, body)
+    assert split_message(message) == (header, body)
+    assert len(message) <= len(json.dumps(header)) + 1 + len(body)

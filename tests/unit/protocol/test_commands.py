@@ -199,6 +199,13 @@ def test_no_token_and_an_empty_one_are_the_same() -> None:
         assert read_known(header(token=token), b"").caller.token is None
 
 
+def test_the_token_does_not_show_in_the_text_of_a_command() -> None:
+    token = "sgn_" + "a" * 49
+    command = read_known(header(token=token), b"")
+    assert command.caller.token == token
+    assert token not in repr(command)
+
+
 @pytest.mark.parametrize(
     "sent,read",
     [

@@ -34,7 +34,7 @@ class Rounds:
         made._peers = {}
         made._postponed = deque()
         made._watchers = {}
-        made._internal, made._notifier = (), None  # nothing is looked up, built or sent
+        made._internal, made._notifier, made._views = (), None, None  # type: ignore[assignment]  # nothing is looked up, built, sent or folded
         made._buffer = memoryview(bytearray(90_000))
         made._lines = LogLimit(log)
         made._listener = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -57,7 +57,9 @@ def test_a_socket_that_nobody_listens_on_is_replaced(bound: list[socket.socket],
     for listener in bound:
         listener.close()
     for listener in bind_listeners(settings(tmp_path / "a", tmp_path / "b")):
-        listener.close()
+        with listener, socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(listener.getsockname()))
+            assert client.getpeername() == listener.getsockname()
 
 
 @pytest.mark.parametrize("taken", ["a listener", "a file", "a folder"])

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from signer.errors import Refused, SignerError
+from signer.ledger.fold import fold_all
 from signer.ledger.lookups import FindCertificate, FindCertificates, FindOperations, Lookup, encode_lookup
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event, Filter
 from signer.protocol.commands import MAX_REPLY
 from signer.protocol.replies import CertificateDetails, CertificatePage, OperationPage, Reply, decode_reply
+from signer.service import helper_process
 from signer.service import query_reader as reader_module
 from signer.service.query_reader import MAX_WAITING, QueryReader, answer_lookup
 from tests.parts import missing
@@ -56,7 +58,7 @@ class Loop:
         return decode_reply(self.replies.pop(key))
 
     def pid(self) -> int:
-        process = self.reader._process
+        process = self.reader._helper.process
         assert process is not None
         return process.pid
 
@@ -104,7 +106,7 @@ def test_a_page_holds_what_was_recorded_a_moment_before(loop: Loop, ledger: Ledg
         assert isinstance(found, CertificatePage)
         assert found.certificates[0].serial == str(serial)
         if serial % 5 == 0:
-            ledger.fold_all()
+            fold_all(ledger)
 
 
 def test_another_identitys_certificate_is_not_found(loop: Loop) -> None:
@@ -146,7 +148,7 @@ def test_a_process_that_is_killed_is_replaced(loop: Loop) -> None:
 def test_a_process_that_hangs_is_replaced_after_the_deadline(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     loop.ask(page())
     monkeypatch.setattr(reader_module, "DEADLINE", 0.3)
-    monkeypatch.setattr(reader_module, "RESTART_PAUSE", 0.1)
+    monkeypatch.setattr(helper_process, "RESTART_PAUSE", 0.1)
     os.kill(loop.pid(), signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(SignerError) as caught:
@@ -201,15 +203,12 @@ def test_who_asks_without_pause_gets_its_share_and_others_wait_for_nothing(
 
 def test_the_process_ends_with_its_keepers_end_of_the_connection(loop: Loop) -> None:
     loop.ask(page())
-    process = loop.reader._process
+    process = loop.reader._helper.process
     assert process is not None
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process.send_signal(number)
     assert isinstance(loop.ask(page()), CertificatePage), "signals to the whole group do not end it first"
-    assert loop.reader._sock is not None
-    loop.selector.unregister(loop.reader._sock)
-    loop.reader._sock.close()
-    loop.reader._sock = None
+    loop.reader._helper.disconnect()
     assert process.wait(timeout=60) == 0
 
 

@@ -187,7 +187,7 @@ def test_a_hundred_thousand_serials_fit(step: int, most: int) -> None:
 
 @pytest.mark.parametrize("bad", [(0, 5), (6, 5), (1, MAX_SERIAL + 1)])
 def test_an_invalid_range_is_refused(bad: Range) -> None:
-    with pytest.raises(BadFormat, match="no range of serials"):
+    with pytest.raises(BadFormat, match="not a range of serials"):
         merge_ranges([bad])
 
 
@@ -204,20 +204,20 @@ def about_certificates(kind: int, data: bytes) -> bytes:
     [
         (b"", "ends before"),
         (HEAD[:-1], "ends before"),
-        (b"SSHKRL\n\1" + HEAD[8:], "no revocation list"),
-        (HEAD[:8] + uint32(2) + HEAD[12:], "no revocation list"),
+        (b"SSHKRL\n\1" + HEAD[8:], "not a revocation list"),
+        (HEAD[:8] + uint32(2) + HEAD[12:], "not a revocation list"),
         (HEAD[:28] + uint64(1) + HEAD[36:], "flags 0x1"),
         (HEAD + section(4, b""), "section of type 4"),
         (HEAD + section(9, b""), "section of type 9"),
         (HEAD + section(5, string(b"short")), "5 bytes instead of 32"),
         (HEAD + section(2, string(b"")), "section of type 2"),
         (HEAD + about_certificates(0x20, b"1234567"), "ends before"),
-        (HEAD + about_certificates(0x20, uint64(0)), "no range"),
-        (HEAD + about_certificates(0x21, uint64(5) + uint64(4)), "no range"),
+        (HEAD + about_certificates(0x20, uint64(0)), "not a range"),
+        (HEAD + about_certificates(0x21, uint64(5) + uint64(4)), "not a range"),
         (HEAD + about_certificates(0x21, uint64(5) + uint64(6) + b"x"), "after the last value"),
         (HEAD + about_certificates(0x22, uint64(1) + string(b"\x01" + bytes(MAX_BITMAP // 8))), "longer than"),
         (HEAD + about_certificates(0x22, uint64(1) + string(b"\x80")), "negative"),
-        (HEAD + about_certificates(0x22, uint64(MAX_SERIAL) + string(b"\x02")), "no range"),
+        (HEAD + about_certificates(0x22, uint64(MAX_SERIAL) + string(b"\x02")), "not a range"),
         (HEAD + about_certificates(0x24, b""), "type 0x24"),
         (HEAD + section(255, string(b"new@example") + b"\1" + string(b"")), "section of type 255"),
         (HEAD + b"\1", "ends before"),

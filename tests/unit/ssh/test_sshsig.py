@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import string as letters
-from dataclasses import replace
 from hashlib import sha512
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from signer.errors import BadSignature
 from signer.model import PublicKey

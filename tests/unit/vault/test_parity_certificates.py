@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from signer.ssh.certificate import USER_CERTIFICATE, CertificateFields
 from signer.vault.parity import Difference, compare_certificates, errors_in
