@@ -107,7 +107,7 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
     # Blocked until there is a child to pass them on to; other threads must block them already.
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, HANDLED_SIGNALS)
     try:
-        woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        woken, wake = os.pipe()
         child = os.posix_spawn(
             path,
             command,
@@ -135,7 +135,7 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
 def _wait(child: int, woken: int, wake: int) -> int:
     """The exit status. A signal that arrives just before a system call does not interrupt it, and its handler would run
     when the child has ended; so each one also writes a byte to `wake`, and this waits for bytes at `woken`."""
-    os.set_blocking(woken, True)
+    os.set_blocking(wake, False)
     _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     _signal.signal(_signal.SIGCHLD, lambda _number, _frame: None)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGCHLD,))
