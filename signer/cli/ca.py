@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -134,9 +133,19 @@ def _watch(once: Callable[[], Rendered], target: Path, pause: int, *, as_json: b
                 supervisor.ready()
                 is_ready = True
             output.flush()
-            time.sleep(pause if is_ready else min(pause, _FIRST_PAUSE))
+            _sleep(pause if is_ready else min(pause, _FIRST_PAUSE))
     except _Stopped:
         return 0
+
+
+def _sleep(seconds: float) -> None:
+    """As time.sleep, which a SIGTERM that arrives just before it does not end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    try:
+        if signal.sigtimedwait((signal.SIGTERM,), seconds) is not None:
+            raise _Stopped
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(_number: int, _frame: object) -> None:

@@ -9,7 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -62,10 +62,11 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
     """
     *before, seal = enumerate(steps, 1)
     is_as_left = any(step.effect in _CHANGING and step.name in journal.state.begun for step in steps)
-    with _on_signals(_interrupt):
-        for number, step in before:
-            began = time.monotonic()
-            try:
+    number, step, began = 1, steps[0], time.monotonic()
+    with _on_signals(_interrupt), ExitStack() as stack:
+        try:
+            for number, step in before:
+                began = time.monotonic()
                 # 1
                 if (
                     is_as_left
@@ -83,14 +84,15 @@ def carry_out(steps: Sequence[Step], journal: Journal, evidence: EvidenceKeeper,
                 _translated(lambda: evidence.step(number, step, StepOutcome.DONE, seen, seconds))  # noqa: B023 - called at once
                 journal.write("step.done", step=step.name, seconds=round(seconds, 3), summary=seen.summary)
                 reporter.passed(number, step, seen, seconds)
-            except SignerError as error:
-                # 3
-                with _on_signals(signal.SIG_IGN):
-                    reporter.failed(number, step, error, time.monotonic() - began)
-                    return _end_by(error, step, steps, journal, evidence, reporter)
+            stack.enter_context(_on_signals(signal.SIG_IGN))
+        except (SignerError, _Interrupted) as caught:
+            # 3
+            with _on_signals(signal.SIG_IGN):
+                error = caught.error if isinstance(caught, _Interrupted) else caught
+                reporter.failed(number, step, error, time.monotonic() - began)
+                return _end_by(error, step, steps, journal, evidence, reporter)
         # 4
-        with _on_signals(signal.SIG_IGN):
-            return _seal(*seal, steps, journal, evidence, reporter)
+        return _seal(*seal, steps, journal, evidence, reporter)
 
 
 def _seal(
@@ -205,6 +207,17 @@ def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handle
             signal.signal(number, previous)
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, SIGTERM or a lost terminal, which become a step's failure. Not an `Exception`: a step that waits for a
+    service takes its errors for "not yet", and would go on waiting."""
+
+    def __init__(self, number: int) -> None:
+        text = f"interrupted by {signal.Signals(number).name}"
+        super().__init__(text)
+        self.error = Unavailable("interrupted", text, "give the same command again")
+
+
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """Ctrl-C, SIGTERM and a lost terminal become a step's failure."""
-    raise Unavailable("interrupted", f"interrupted by {signal.Signals(number).name}", "give the same command again")
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # once is enough, and another one would interrupt the rollback's beginning
+    raise _Interrupted(number)

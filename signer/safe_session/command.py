@@ -107,6 +107,7 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
     # Blocked until there is a child to pass them on to; other threads must block them already.
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, HANDLED_SIGNALS)
     try:
+        woken, wake = os.pipe()
         child = os.posix_spawn(
             path,
             command,
@@ -116,9 +117,10 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
             setsigmask=before,
         )
         for number in handled:
-            _signal.signal(number, _signal.SIG_IGN)
-        for number in set(handled).intersection(_FORWARDED_SIGNALS):
-            _signal.signal(number, lambda number, _frame: os.kill(child, number))
+            if number in _KEYBOARD_SIGNALS:
+                _signal.signal(number, _signal.SIG_IGN)
+            else:  # not ignored first: that would discard one that is blocked so far
+                _signal.signal(number, lambda number, _frame: os.kill(child, number))
     except OSError as error:
         raise NoCommand(
             f"cannot run {command[0]}: {(error.strerror or 'unknown reason').lower()}",
@@ -127,12 +129,23 @@ def run(path: str, command: list[str], environment: dict[str, str]) -> int:
         ) from None
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-    return _wait(child)
+    return _wait(child, woken, wake)
 
 
-def _wait(child: int) -> int:
+def _wait(child: int, woken: int, wake: int) -> int:
+    """The exit status. A signal that arrives just before a system call does not interrupt it, and its handler would run
+    when the child has ended; so each one also writes a byte to `wake`, and this waits for bytes at `woken`."""
+    os.set_blocking(wake, False)
+    _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    _signal.signal(_signal.SIGCHLD, lambda _number, _frame: None)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGCHLD,))
     # Reaped only after the handlers are gone, so that a late signal cannot reach another process with the same pid.
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        os.read(woken, 512)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.set_wakeup_fd(-1)
+    os.close(woken)
+    os.close(wake)
     for number in _FORWARDED_SIGNALS:
         _signal.signal(number, _signal.SIG_IGN)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

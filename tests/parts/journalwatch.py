@@ -1,4 +1,4 @@
-"""Looks on while `signer cutover` or `signer decommission` works, and does something at a place in its journal."""
+"""Stops `signer cutover` or `signer decommission` at a place in its journal, where a test does something."""
 
 from __future__ import annotations
 
@@ -6,13 +6,27 @@ import json
 import os
 import signal
 import subprocess
-import time
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tests.parts.container import Ended
 from tests.parts.platform import Platform
+
+# Stops the process behind each line that it writes to a journal, until a file is there.
+_STOPPING: Final = """
+import os, signal, sys
+from signer.migration.journal import Journal
+write = Journal.write
+def stopping(self, event, **facts):
+    write(self, event, **facts)
+    if not os.path.exists(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGSTOP)
+Journal.write = stopping
+from signer.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 def journals(platform: Platform) -> list[Path]:
@@ -27,12 +41,17 @@ def lines(platform: Platform) -> list[dict[str, Any]]:
 
 
 class Watched:
-    """`signer WORDS`, which is started at once, and the journal lines that it writes from then on."""
+    """`signer WORDS`, which is started at once, and the journal lines that it writes from then on.
+
+    It waits behind each of them until `reaches` has seen it, so that no test acts later than it means to.
+    """
 
     def __init__(self, platform: Platform, *words: str) -> None:
         self._platform = platform
         self._sizes = {path: path.stat().st_size for path in journals(platform)}
-        self.process = platform.start(*words)
+        self._runs_on = platform.folder / "runs-on"
+        self._runs_on.unlink(missing_ok=True)
+        self.process = platform.start([sys.executable, "-P", "-c", _STOPPING, str(self._runs_on), *words])
 
     def _new_lines(self) -> Iterator[dict[str, Any]]:
         for path in journals(self._platform):
@@ -43,27 +62,28 @@ class Watched:
                         yield json.loads(line)
 
     def reaches(self, event: str, step: str = "") -> bool:
-        """True as soon as the line is there, False once the command has ended without it."""
+        """True if it has stopped behind that line, where it stays until `go_on`; False if it ends without it."""
         while True:
-            ended = self.process.poll() is not None
-            if any(line["event"] == event and line.get("step", "") == step for line in self._new_lines()):
-                return True
-            if ended:
-                return False
-            time.sleep(0.001)
+            state = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            assert state is not None
+            is_there = any(line["event"] == event and line.get("step", "") == step for line in self._new_lines())
+            if is_there:
+                self._runs_on.touch()
+            if is_there or state.si_code != os.CLD_STOPPED:
+                return is_there
+            self.go_on()
 
     def at(self, event: str, step: str, act: Callable[[], object]) -> Ended:
         """Does it there, and waits for the command's end; fails if that place is not reached."""
         reached = self.reaches(event, step)
-        if reached:
-            act()
+        try:
+            if reached:
+                act()
+        finally:
+            self.go_on()
         ended = self.wait()
         assert reached, ended.out
         return ended
-
-    def pause(self) -> None:
-        """Holds it where it is until `go_on`."""
-        self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)

@@ -342,10 +342,10 @@ class Platform:
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """The same, not waited for; in a session of its own."""
+    def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        """A command of the operator, not waited for; in a session of its own."""
         process = subprocess.Popen(
-            self.command(*words),
+            command,
             env=self.environment(),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -185,7 +185,7 @@ class Client:
         for process in self._started:
             with process:
                 process.kill()
-        shutil.rmtree(self.runtime)
+        shutil.rmtree(self.runtime, onerror=_unless_gone)  # what a killed one leaves is removed by its own shell, too
 
     def environment(self, address: str, **more: str) -> dict[str, str]:
         return {
@@ -218,6 +218,11 @@ class Client:
 
     def left_behind(self) -> list[Path]:
         return list(self.runtime.iterdir())
+
+
+def _unless_gone(_call: object, _path: str, why: tuple[type[BaseException], BaseException, object]) -> None:
+    if not isinstance(why[1], FileNotFoundError):
+        raise why[1]
 
 
 def make_client(folder: Path) -> Client:

@@ -251,7 +251,7 @@ class CutoverActions:
         self._pause.start()
         try:
             done = self._compose.up(with_overlay)
-        except SignerError:
+        except BaseException:
             self._end_pause()  # only another `up` may start the service
             raise
         command = self._compose.up_line(with_overlay)

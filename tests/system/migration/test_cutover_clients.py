@@ -26,7 +26,6 @@ def test_clients_that_try_once_more_lose_no_login_through_cutover_and_rollback(
     ):
         watched = Watched(platform, "cutover", *words)
         assert watched.reaches("step.done", step)  # what comes first does not concern clients, and takes its time
-        watched.pause()
         with Clients(platform, count) as clients:
             clients.wait_for(10)
             watched.go_on()

@@ -286,6 +286,7 @@ def test_a_second_apply_meanwhile_is_refused_and_ctrl_c_before_the_change_change
     assert second.status == 1
     assert "another process is changing this platform" in second.err
     first.process.send_signal(signal.SIGINT)
+    first.go_on()
     ended = first.wait()
     assert ended.status == 1, ended.out
     assert "interrupted by SIGINT" in ended.out

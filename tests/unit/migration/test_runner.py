@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -233,6 +234,35 @@ def test_ctrl_c_and_a_lost_terminal_roll_back(world: World, kept: Kept, number: 
     ended = apply(world, kept, steps)
     assert (ended.outcome, ended.error and ended.error.code) == (RunOutcome.ROLLED_BACK, "interrupted")
     assert signal.getsignal(number) is before
+
+
+def test_a_step_that_waits_does_not_take_ctrl_c_for_a_service_that_is_not_yet_there(world: World, kept: Kept) -> None:
+    """`wait_ready` takes each `Unavailable` for "not yet" and asks again."""
+    steps = world.steps()
+
+    def waits() -> Observation:
+        with contextlib.suppress(SignerError):
+            os.kill(os.getpid(), signal.SIGINT)
+        return Observation("went on")
+
+    steps[3] = replace(steps[3], action=waits)
+    ended = apply(world, kept, steps)
+    assert (ended.outcome, ended.error and ended.error.code) == (RunOutcome.ROLLED_BACK, "interrupted")
+
+
+def test_ctrl_c_a_second_time_changes_nothing(world: World, kept: Kept) -> None:
+    steps = world.steps()
+
+    def twice() -> Observation:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+        return Observation("went on")
+
+    steps[3] = replace(steps[3], action=twice)
+    ended = apply(world, kept, steps)
+    assert (ended.outcome, ended.error and ended.error.code) == (RunOutcome.ROLLED_BACK, "interrupted")
 
 
 def test_nothing_interrupts_rolling_back(world: World, kept: Kept) -> None:
