@@ -8,35 +8,29 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
-# statx(2) and struct statx in linux/stat.h.
+# statx(2), and the fields of struct statx in linux/stat.h.
 _STATX: Final = ctypes.CDLL(None, use_errno=True).statx
 _AT_FDCWD: Final = -100
 _INODE_AND_BIRTH: Final = 0x100 | 0x800  # STATX_INO, STATX_BTIME
-_FOUND: Final = struct.Struct("=32xQ40xqI44xII112x")  # inode at 0x20, birth at 0x50, device at 0x88
+_Found: Final = ctypes.c_char * 256
+_INODE, _BIRTH, _DEVICE = slice(0x20, 0x28), slice(0x50, 0x5C), slice(0x88, 0x90)
+
+FileId: TypeAlias = bytes  # a file's inode, when that was made, as its number is given again, and the device
 
 
-class FileId(NamedTuple):
-    """A file: its device, its inode, and when that was made (ns since 1970), as a number of an inode is given again."""
-
-    device: int
-    inode: int
-    born: int
-
-
-def file_id(path: str | os.PathLike[str]) -> FileId:
+def file_id(path: str | bytes | os.PathLike[str]) -> FileId:
     """Of the file at `path`, links followed; raises `OSError`."""
-    found = ctypes.create_string_buffer(_FOUND.size)
+    found = _Found()
     if _STATX(_AT_FDCWD, os.fsencode(path), 0, _INODE_AND_BIRTH, found):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fspath(path))
-    inode, seconds, nanoseconds, major, minor = _FOUND.unpack(found)
-    return FileId(os.makedev(major, minor), inode, seconds * 10**9 + nanoseconds)
+        raise OSError(number, os.strerror(number), os.fsdecode(path))
+    facts = found.raw
+    return facts[_INODE] + facts[_BIRTH] + facts[_DEVICE]
 
 
-def found_file(path: str | os.PathLike[str]) -> FileId | None:
+def found_file(path: str | bytes | os.PathLike[str]) -> FileId | None:
     """As `file_id`; None if there is no file."""
     try:
         return file_id(path)

@@ -44,7 +44,7 @@ class Ledger(LedgerReader):
                 "this ledger is a copy of another host's, and a second keeper would give its serials again",
                 "run `signer ledger promote` where the copy was followed",
             )
-        self._name, self._log_name = str(self._path), f"{self._path}-wal"
+        self._name, self._log_name = os.fsencode(self._path), os.fsencode(f"{self._path}-wal")
         self._head: Head | None = None
         self._last_written: Head | None = None  # as `_head`, but kept after a failure, to detect a replaced file
         self._last_serial: int | None = None  # of the local key; read when it is needed, as `_head`

@@ -1,19 +1,18 @@
 """The keeper's metrics, in Prometheus' text format.
 
-Counters and histograms are of the keeper's one thread; gauges and the counts of shadow mode are read at each scrape.
+Counters and histograms are prometheus-client objects; gauges and the counts of shadow mode are read at each scrape.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from functools import cache
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from signer.authority.shadow import Shadow
@@ -24,51 +23,13 @@ from signer.model import Entry, Event
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _NAMES: Final = ("role", "identity", "channel")  # labels whose values only a reader of the ledger may see
 _COMMANDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class CountBy(Collector):
-    """A counter by one label. Unlike prometheus-client's it takes no lock, so it belongs to one thread."""
-
-    def __init__(self, name: str, text: str, label: str) -> None:
-        self._name, self._text, self._label = name, text, label
-        self._counts: dict[str, int] = {}
-
-    def count(self, value: str) -> None:
-        self._counts[value] = self._counts.get(value, 0) + 1
-
-    def show(self, values: Iterable[str]) -> None:
-        """Shows these from now on, also while their count is 0."""
-        for value in values:
-            self._counts.setdefault(value, 0)
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
-        for value, count in self._counts.items():
-            family.add_metric([value], count)
-        yield family
-
-
-class Histogram(Collector):
-    """Observations by buckets of at most each of `bounds`. As `CountBy`, it belongs to one thread."""
-
-    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
-        self._name, self._text, self._bounds = name, text, bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def collect(self) -> Iterator[Metric]:
-        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        buckets = [*zip(bounds, accumulate(self._counts), strict=True)]
-        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each counter
 
 
 def commit_histogram() -> Histogram:
     """The duration of ledger transactions; not registered yet."""
-    return Histogram("signer_ledger_commit_seconds", "one ledger transaction, fsync included", SECONDS)
+    text = "one ledger transaction, fsync included"
+    return Histogram("signer_ledger_commit_seconds", text, buckets=SECONDS, registry=None)
 
 
 class Metrics(Collector):
@@ -85,21 +46,24 @@ class Metrics(Collector):
         self._roles = roles
         self._shadow = shadow
         self._registry = registry = CollectorRegistry()
-        self._signatures = CountBy("signer_signatures", "certificates released", "role")
-        self._refusals = CountBy("signer_refusals", "commands refused", "code")
-        self._refusals.show(COUNTED_CODES)  # a counter that starts at 0 shows its first increase
+        self._signatures = Counter("signer_signatures", "certificates released", ["role"], registry=registry)
+        self._signatures_of = cache(self._signatures.labels)  # a lookup there takes a lock
+        self._refusals = Counter("signer_refusals", "commands refused", ["code"], registry=registry)
+        for code in COUNTED_CODES:
+            self._refusals.labels(code)  # a counter that starts at 0 shows its first increase
         text = "from a command's arrival at the keeper to its reply"
-        self.latency = Histogram("signer_command_seconds", text, SECONDS)
-        self.batch = Histogram("signer_batch_commands", "commands decided together", _COMMANDS)
-        for collector in (self._signatures, self._refusals, self.latency, self.batch, commit, self):
-            registry.register(collector)
+        self.latency = Histogram("signer_command_seconds", text, buckets=SECONDS, registry=registry)
+        text = "commands decided together"
+        self.batch = Histogram("signer_batch_commands", text, buckets=_COMMANDS, registry=registry)
+        registry.register(commit)
+        registry.register(self)
 
     def count_signature(self, role: str) -> None:
         """Counts a certificate that was released."""
-        self._signatures.count(role)
+        self._signatures_of(role).inc()
 
     def count_refusal(self, code: str) -> None:
-        self._refusals.count(code)
+        self._refusals.labels(code).inc()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the names of `collect` depend on what was counted."""
@@ -113,7 +77,8 @@ class Metrics(Collector):
 
     def render(self, *, by_role: bool) -> str:
         """The text exposition format; without `by_role`, totals that name no role and no identity."""
-        self._signatures.show(self._roles())
+        for role in self._roles():
+            self._signatures.labels(role)
         return generate_latest(self._registry if by_role else _Totals(self._registry)).decode()
 
 

@@ -6,11 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-import prometheus_client as client
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,7 +15,7 @@ from signer.error_catalogue import COUNTED_CODES
 from signer.errors import Unavailable
 from signer.ledger.schema import FILE_NAME
 from signer.model import Event
-from signer.service.metrics import SECONDS, CountBy, Histogram, Metrics, TimedLedger, commit_histogram
+from signer.service.metrics import Metrics, TimedLedger, commit_histogram
 
 PACKAGE = Path(__file__).parents[3] / "signer"
 KEEPERS = (
@@ -120,35 +116,6 @@ def test_a_histogram_counts_a_value_in_its_own_bucket_and_all_above() -> None:
     buckets = [found[f"signer_batch_commands_bucket{{le={bound}}}"] for bound in ("1.0", "2.0", "256.0", "+Inf")]
     assert buckets == [2, 3, 3, 4]
     assert (found["signer_batch_commands_sum"], found["signer_batch_commands_count"]) == (1003.5, 4)
-
-
-@given(st.lists(st.sampled_from([*SECONDS, 0.0, 0.0007, 3.0, 1e9]) | st.floats(0, 10), max_size=20))
-def test_a_histogram_is_told_as_prometheus_clients_own(values: list[float]) -> None:
-    registries = CollectorRegistry(), CollectorRegistry()
-    theirs = client.Histogram("x_seconds", "a text", buckets=SECONDS, registry=registries[0])
-    ours = Histogram("x_seconds", "a text", SECONDS)
-    registries[1].register(ours)
-    for value in values:
-        theirs.observe(value)
-        ours.observe(value)
-    assert without_created(registries[0]) == without_created(registries[1])
-
-
-def test_a_counter_is_told_as_prometheus_clients_own() -> None:
-    registries = CollectorRegistry(), CollectorRegistry()
-    theirs, ours = client.Counter("x", "a text", ["role"], registry=registries[0]), CountBy("x", "a text", "role")
-    registries[1].register(ours)
-    for role in ("llmops", 'a "quoted" one', "llmops"):
-        theirs.labels(role).inc()
-        ours.count(role)
-    theirs.labels("idle")
-    ours.show(["llmops", "idle"])
-    assert without_created(registries[0]) == without_created(registries[1])
-
-
-def without_created(registry: CollectorRegistry) -> list[str]:
-    """The lines of a registry's text, without the series that the library adds by default."""
-    return [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
 
 
 def test_names_follow_prometheus_conventions() -> None:
