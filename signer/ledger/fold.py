@@ -25,8 +25,8 @@ from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.subtrees import TreeReader, leaves
 from signer.ledger.tree import CompactRange
 
-SLICE_EVENTS: Final = 150
-PART_EVENTS: Final = 25  # added between two pauses; some 0.3 ms
+SLICE_EVENTS: Final = 100
+PART_EVENTS: Final = 20  # added between two pauses; some 0.3 ms
 DISCARD_AFTER: Final = 60.0  # seconds between two deletions of a damaged file
 _BOOT_TOLERANCE: Final = 2  # seconds
 _CHECKPOINT_PAGES: Final = 200  # at once; 1,000, SQLite's own number, take the processor for 2 ms

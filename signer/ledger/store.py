@@ -25,6 +25,7 @@ from signer.model import Entry, Event, Head
 
 LOCK_NAME: Final = "ledger.lock"
 INTERRUPTED: Final = "ledger.restored"  # a folder: the file of a restore or archive that was interrupted when complete
+CHECKPOINT_PAGES: Final = 300  # at once, 0.8 ms; 1,000, SQLite's own number, hold all up for 2.6 ms
 CHECKED_AT_START: Final = 1_000  # events
 
 
@@ -101,6 +102,7 @@ class Ledger(LedgerReader):
         """
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         is_new = version == 0 and self._last_written is None
         if is_new or version == 1:

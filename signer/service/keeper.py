@@ -100,6 +100,7 @@ MAX_TOLD: Final = 200  # ids in one message of changes; with more, any request m
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
+LOOKS_FOR: Final = 0.00005  # seconds without a pause before it sleeps, where the client has another processor
 SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
 # Messages that are answered outside a batch; the last one by the query reader.
 _DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen", "checkpoint", "proof")
@@ -143,6 +144,21 @@ class _Postponed:
     peer: _Peer
     number: bytes
     message: Unauthenticated | dict[str, Any]
+
+
+def wait_for_events(
+    selector: selectors.BaseSelector, timeout: float, looks_for: float
+) -> list[tuple[selectors.SelectorKey, int]]:
+    """What is ready, within `timeout` seconds; looks without a pause for `looks_for` of them before it sleeps.
+
+    To sleep and to be woken takes as long as a client with one connection needs for its next request.
+    """
+    ready = selector.select(0)
+    if not ready and timeout > looks_for:
+        until = time.monotonic() + looks_for
+        while not ready and time.monotonic() < until:
+            ready = selector.select(0)
+    return ready or selector.select(timeout)
 
 
 class Keeper:
@@ -208,6 +224,7 @@ class Keeper:
         self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
+        self._looks_for = LOOKS_FOR if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._started = self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None
@@ -317,7 +334,7 @@ class Keeper:
         self._totals = None
         timeout = self._patience()
         self._resume_postponed(waiting)
-        for key, _ in self._selector.select(timeout):
+        for key, _ in wait_for_events(self._selector, timeout, self._looks_for):
             if key.fileobj is self._listener:
                 has_new_connections = True
             elif key.fileobj is woken:
