@@ -164,6 +164,7 @@ def wait_for_events(
 class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
+    _looks_for = LOOKS_FOR if len(os.sched_getaffinity(0)) > 1 else 0.0
     # As of a round:
     _totals: MetricsText | None = None  # the metrics that its strangers share
     _has_folded = False  # the view writer has replied
@@ -224,7 +225,6 @@ class Keeper:
         self._strangers_left = MAX_STRANGERS
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
-        self._looks_for = LOOKS_FOR if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._started = self._policy_since = self._key_since = time.time()
         self._probed = 0.0
         self._probe_failure: SignerError | None = None

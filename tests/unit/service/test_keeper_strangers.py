@@ -32,7 +32,6 @@ class Rounds:
         self.keeper = made = Keeper.__new__(Keeper)
         made._selector = stack.enter_context(selectors.DefaultSelector())
         made._peers = {}
-        made._looks_for = 0.0
         made._postponed = deque()
         made._watchers = {}
         made._internal, made._notifier, made._views = (), None, None  # type: ignore[assignment]  # nothing is looked up, built, sent or folded
