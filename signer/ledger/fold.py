@@ -25,7 +25,7 @@ from signer.ledger.reader import LedgerReader, broken_at
 from signer.ledger.subtrees import TreeReader, leaves
 from signer.ledger.tree import CompactRange
 
-SLICE_EVENTS: Final = 100
+SLICE_EVENTS: Final = 80
 PART_EVENTS: Final = 20  # added between two pauses; some 0.3 ms
 DISCARD_AFTER: Final = 60.0  # seconds between two deletions of a damaged file
 _BOOT_TOLERANCE: Final = 2  # seconds
