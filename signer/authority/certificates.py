@@ -70,38 +70,69 @@ def prepare_certificate(grant: Grant, serial: int, nonce: bytes, now: int, ca_ke
         ca_key=ca_key,
     )
     unsigned = encode_unsigned(fields)
-    check_matches_grant(decode_unsigned(unsigned), fields)
+    check_matches_grant(decode_unsigned(unsigned), grant, now, serial, nonce, ca_key)
     return UnsignedCertificate(grant, fields, unsigned)
 
 
-def check_matches_grant(found: CertificateFields, granted: CertificateFields) -> None:
-    """Raises `CertificateMismatch` if a decoded certificate differs from the one that the grant asks for."""
+def check_matches_grant(
+    fields: CertificateFields, grant: Grant, now: int, serial: int, nonce: bytes, ca_key: bytes
+) -> None:
+    """Raises `CertificateMismatch` if a decoded certificate differs from its grant."""
+    found = (
+        fields.key_kind,
+        fields.key,
+        fields.nonce,
+        len(fields.nonce),
+        fields.serial,
+        fields.cert_type,
+        fields.key_id,
+        fields.principals,
+        fields.valid_after,
+        fields.valid_before,
+        fields.critical_options,
+        fields.extensions,
+        fields.ca_key,
+    )
+    granted = (
+        grant.public_key.kind,
+        grant.public_key.blob,
+        nonce,
+        NONCE_BYTES,
+        serial,
+        USER_CERTIFICATE,
+        grant.key_id,
+        grant.principals,
+        now - grant.backdate,
+        now + grant.ttl,
+        grant.critical_options,
+        grant.extension_fields,
+        ca_key,
+    )
     if found != granted:
-        raise _differs(next(what for name, what in _COMPARED.items() if getattr(found, name) != getattr(granted, name)))
-    if len(found.nonce) != NONCE_BYTES:
-        raise _differs("nonce length")
-    if not found.principals:
+        differ = [what for what, one, other in zip(_COMPARED, found, granted, strict=True) if one != other]
+        raise CertificateMismatch(
+            "certificate_differs_from_grant", f"the certificate differs from its grant: {differ[0]}"
+        )
+    if not fields.principals:
         raise CertificateMismatch("certificate_differs_from_grant", "the certificate has no principals")
 
 
-def _differs(what: str) -> CertificateMismatch:
-    return CertificateMismatch("certificate_differs_from_grant", f"the certificate differs from its grant: {what}")
-
-
-_COMPARED: Final = {
-    "key_kind": "key type",
-    "key": "public key",
-    "nonce": "nonce",
-    "serial": "serial",
-    "cert_type": "type",
-    "key_id": "key id",
-    "principals": "principals",
-    "valid_after": "valid after",
-    "valid_before": "valid before",
-    "critical_options": "critical options",
-    "extensions": "extensions",
-    "ca_key": "CA key",
-}
+# What is compared, in the order of both tuples above.
+_COMPARED: Final = (
+    "key type",
+    "public key",
+    "nonce",
+    "nonce length",
+    "serial",
+    "type",
+    "key id",
+    "principals",
+    "valid after",
+    "valid before",
+    "critical options",
+    "extensions",
+    "CA key",
+)
 
 
 def issued_event(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from signer.authority import certificates
 from signer.authority.certificates import check_matches_grant, prepare_certificate
 from signer.errors import BadFormat, CertificateMismatch
 from signer.model import Grant
@@ -43,7 +44,7 @@ def fields_of(given: Grant) -> CertificateFields:
 
 
 def obeys(fields: CertificateFields, given: Grant | None = None) -> None:
-    check_matches_grant(fields, fields_of(given or grant()))
+    check_matches_grant(fields, given or grant(), NOW, SERIAL, NONCE, CA.blob)
 
 
 def test_a_draft_says_what_was_granted_and_when() -> None:
@@ -122,6 +123,16 @@ def test_the_error_names_the_first_field_that_differs(change: dict[str, Any], wh
     with pytest.raises(CertificateMismatch) as raised:
         obeys(replace(fields_of(grant()), **change))
     assert raised.value.text == f"the certificate differs from its grant: {what}"
+
+
+@pytest.mark.parametrize("change", [{"principals": ("llmops", "root")}, {"valid_before": 2**64 - 1}, {"cert_type": 2}])
+def test_a_mistake_on_the_way_from_the_grant_is_found_in_the_bytes(
+    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is to be signed is compared with the grant itself, and not with what it was encoded from."""
+    monkeypatch.setattr(certificates, "CertificateFields", lambda **fields: CertificateFields(**fields | change))
+    with pytest.raises(CertificateMismatch, match="the certificate differs from its grant"):
+        prepare_certificate(grant(), SERIAL, NONCE, NOW, CA.blob)
 
 
 def test_a_grant_without_principals_is_never_drafted() -> None:
