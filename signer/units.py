@@ -24,7 +24,6 @@ def parse_duration(text: str) -> int:
 
 
 @lru_cache(maxsize=64)  # certificates of the same second share their times
-@lru_cache(maxsize=64)  # certificates of one second share their times
 def timestamp(seconds: int) -> str:
     """RFC 3339 in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
+import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -95,8 +95,7 @@ def _without_port(hop: str) -> str:
 
 def new_request_id() -> str:
     """A random UUID (RFC 9562, version 4) for one request; the response, the log and the ledger contain it."""
-    digits = os.urandom(16).hex()
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+    return str(uuid.uuid4())
 
 
 def message_header(op: str, environ: Environ, proxies: Proxies, request_id: str) -> dict[str, object]:
