@@ -163,13 +163,18 @@ def test_the_pause_is_the_longest_time_without_an_answer(monkeypatch: pytest.Mon
     assert measured(Answers(), 0.6, monkeypatch) >= 0.4
 
 
-def test_a_pause_that_has_not_ended_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def away(monkeypatch: pytest.MonkeyPatch) -> actions.Pause:
+    """A measurement that has begun, of a service that does not answer."""
     answers = Answers()
     answers.is_ready = False
     monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
     pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
     pause.start()
-    assert pause.stop() == 0.0
+    return pause
+
+
+def test_a_pause_that_has_not_ended_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert away(monkeypatch).stop() == 0.0
 
 
 def test_a_start_that_failed_and_the_way_back_are_one_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,11 +199,7 @@ def test_a_start_that_failed_and_the_way_back_are_one_pause(monkeypatch: pytest.
 def test_the_last_look_is_at_the_stop_however_late_the_one_before_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may not have let the thread look since the service came back, or at all."""
     monkeypatch.setattr(actions, "_LOOK_EVERY", 1000.0)
-    answers = Answers()
-    answers.is_ready = False
-    monkeypatch.setattr(actions, "ApiClient", lambda *_: answers)
-    pause = actions.Pause("http://127.0.0.1:1", Path("/token"))
-    pause.start()
+    pause = away(monkeypatch)
     assert pause.stop() == 0.0
     assert pause.unanswered_since is not None
 
