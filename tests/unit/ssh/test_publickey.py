@@ -8,6 +8,7 @@ import random
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sshpubkeys import SSHKey
 
 from signer.errors import BadPublicKey
 from signer.model import MAX_PUBLIC_KEY
@@ -45,6 +46,28 @@ def test_every_kind_is_read_as_ssh_keygen_sees_it(keyring: KeyRing, kind: str) -
     assert read.fingerprint == key.fingerprint
     assert read.kind == key.public_line.split()[0]
     assert read.bits == BITS.get(kind, 256)
+
+
+@given(st.binary(min_size=32, max_size=32))
+@example(bytes(32))
+@example(b"\xff" * 32)
+def test_sshpubkeys_decides_on_an_ed25519_key_by_its_form_alone(key: bytes) -> None:
+    """So its verdict on one with the same form is remembered."""
+    for kind, rest in (("ssh-ed25519", b""), ("sk-ssh-ed25519@openssh.com", string(b"ssh:"))):
+        text = line(string(kind.encode()), string(key), rest, label=kind)
+        SSHKey(strict=True).parse(text)  # raises for a key that it refuses
+        assert parse_public_key(text).blob == base64.b64decode(text.split()[1])
+
+
+def test_what_sshpubkeys_refuses_of_an_ed25519_key_it_refuses_again() -> None:
+    kind = b"sk-ssh-ed25519@openssh.com"
+    good, other = string(b"ssh:"), string(b"https://example.com")
+    for application, key in ((other, 1), (good, 1), (other, 1), (other, 2), (good, 2)):
+        text = line(string(kind), string(bytes([key]) * 32), application)
+        if application == other:
+            assert code_of(text) == "public_key_malformed"
+        else:
+            assert parse_public_key(text).bits == 256
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *SK_KINDS])
