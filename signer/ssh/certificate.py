@@ -22,7 +22,10 @@ MAX_PRINCIPALS: Final = 256  # SSHKEY_CERT_MAX_PRINCIPALS
 MAX_CERTIFICATE: Final = 256 * 1024
 REMEMBERED: Final = 64  # lists of principals or options, of each kind
 
-_KIND_OF_CERTIFICATE: Final = {certificate_kind(kind).encode(): kind for kind in KEY_PARTS}
+# By the type name of a certificate: the kind of its key, that with its length, and how many strings follow it.
+_KINDS_OF_CERTIFICATES: Final = {
+    certificate_kind(kind).encode(): (kind, string(kind.encode()), parts) for kind, parts in KEY_PARTS.items()
+}
 _SERIAL_AND_TYPE: Final = Struct(">QI")
 _VALIDITY: Final = Struct(">QQ")
 
@@ -93,14 +96,14 @@ def decode_certificate(blob: bytes) -> tuple[CertificateFields, bytes, bytes]:
 
 
 def _read_fields(reader: Reader) -> CertificateFields:
-    key_kind = _KIND_OF_CERTIFICATE.get(reader.string())
-    if key_kind is None:
+    kind, nonce = reader.strings(2)
+    known = _KINDS_OF_CERTIFICATES.get(kind)
+    if known is None:
         raise BadFormat("bad_format", f"not a known certificate type ending in {CERT_SUFFIX}")
-    nonce = reader.string()
-    key = string(key_kind.encode()) + reader.encoded_strings(KEY_PARTS[key_kind])
+    key_kind, encoded_kind, parts = known
+    key = encoded_kind + reader.encoded_strings(parts)
     serial, cert_type = reader.numbers(_SERIAL_AND_TYPE)
-    key_id = reader.text()
-    principals = reader.string()
+    key_id, principals = reader.text(), reader.string()
     valid_after, valid_before = reader.numbers(_VALIDITY)
     critical_options, extensions, reserved, ca_key = reader.strings(4)
     if reserved:
