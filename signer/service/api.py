@@ -22,6 +22,7 @@ from signer.api.edge import MAX_CONNECTIONS, EdgeWorker
 from signer.errors import BadSettings
 from signer.hardening import become, forbid_dumps, release_memory
 from signer.service.listeners import BACKLOG, adopt_listeners, bind_listeners, check_listeners
+from signer.service.scheduling import own_shares, stay_on, take_short_turns
 from signer.service.supervisor import Supervisor, adopt_channel
 from signer.service.tls import TlsPair, check_not_ended, load_tls_pair
 from signer.settings import Settings
@@ -162,6 +163,8 @@ def run_api(settings: Settings, descriptors: Iterable[int], channel_number: int 
         become(settings.api_user)
     forbid_dumps()
     os.chdir("/")
+    stay_on(own_shares(settings.workers).others)
+    take_short_turns()
     arbiter = _ApiArbiter(_Application(settings, listeners, supervisor))
     arbiter.systemd = True  # the sockets are not its own: it unlinks none of them
     arbiter.run()

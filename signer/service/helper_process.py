@@ -11,9 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from signer.service.scheduling import stay_on
 
 RESTART_PAUSE: Final = 1.0  # seconds
 BUFFER: Final = 1024 * 1024  # bytes; the longest message
@@ -23,11 +26,19 @@ _PASSED_ON: Final = ("LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTEC
 class HelperProcess:
     """`python -m MODULE DESCRIPTOR DATA_DIR` with a SEQPACKET socket; what it sends wakes the loop with `owner`."""
 
-    def __init__(self, module: str, data_dir: Path, selector: selectors.BaseSelector, owner: object) -> None:
+    def __init__(
+        self,
+        module: str,
+        data_dir: Path,
+        selector: selectors.BaseSelector,
+        owner: object,
+        processors: Collection[int] = (),
+    ) -> None:
         self._module = module
         self._data_dir = data_dir
         self._selector = selector
         self._owner = owner
+        self._processors = processors  # that it stays on; none: those of the keeper's loop
         self.process: subprocess.Popen[bytes] | None = None
         self.sock: socket.socket | None = None  # None while no process runs
         self._killed: list[subprocess.Popen[bytes]] = []
@@ -49,6 +60,8 @@ class HelperProcess:
         except OSError:  # no process is left
             ours.close()
             return
+        if self._processors:
+            stay_on(self._processors, self.process.pid)
         ours.setblocking(False)
         self.sock = ours
         self._selector.register(ours, selectors.EVENT_READ, self._owner)

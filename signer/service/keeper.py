@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,6 +165,8 @@ class Keeper:
     """Serves `listener` until SIGTERM or SIGINT; reloads on SIGHUP."""
 
     _looks_for = LOOKS_FOR if len(os.sched_getaffinity(0)) > 1 else 0.0
+    _probed = 0.0  # monotonic seconds; of the last probe of the ledger
+    _probe_failure: SignerError | None = None  # how that ended
     # As of a round:
     _totals: MetricsText | None = None  # the metrics that its strangers share
     _has_folded = False  # the view writer has replied
@@ -185,6 +187,7 @@ class Keeper:
         supervisor: Supervisor | None = None,
         listen_again: Callable[[], socket.socket | None] = lambda: None,
         lines: LogLimit | None = None,
+        helpers_on: Collection[int] = (),
     ) -> None:
         self._core = core
         self._backend = backend
@@ -201,8 +204,8 @@ class Keeper:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(MAX_CONNECTIONS, descriptors - SPARE_DESCRIPTORS))
         self._pool: SigningPool[tuple[_Waiting, Pending]] | None = None  # only for a signer that may be slow
-        self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector)
-        builder = ListBuilder(ledger.data_dir, publishing.folder / CANDIDATE_NAME, self._selector)
+        self._reader: QueryReader[_Waiting] = QueryReader(ledger.data_dir, self._selector, helpers_on)
+        builder = ListBuilder(ledger.data_dir, publishing.folder / CANDIDATE_NAME, self._selector, helpers_on)
         self._publishing_key = publishing.key
         self._checkpoints = checkpoints
         self._publisher = Publisher(
@@ -217,7 +220,7 @@ class Keeper:
         )
         self._hosts = HostsSeen(core.host_names)
         self._notifier = None if sender is None else self._make_notifier(sender)
-        self._views = ViewWriter(ledger.data_dir, self._selector)
+        self._views = ViewWriter(ledger.data_dir, self._selector, helpers_on)
         self._fold_due = 0.0  # seconds until the view writer has something to do
         self._internal: tuple[object, ...] = (self._reader, builder)  # what they send is collected after the batch
         self._watchers: dict[_Peer, bytes] = {}  # with the number of the message that each watches by
@@ -226,8 +229,6 @@ class Keeper:
         self._buffer = memoryview(bytearray(MAX_MESSAGE + 1))
         self._signals: set[int] = set()
         self._started = self._policy_since = self._key_since = time.time()
-        self._probed = 0.0
-        self._probe_failure: SignerError | None = None
         shadow = core.shadow if self._compared_key() is not None else None
         self.metrics = Metrics(self._gauges, lambda: core.policy.roles, ledger.commit_seconds, shadow)
 

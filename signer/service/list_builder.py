@@ -14,7 +14,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from hashlib import sha256
@@ -28,6 +28,7 @@ from signer.files import undone_by, write_new
 from signer.hardening import serve_parent_only
 from signer.ledger.reader import LedgerReader
 from signer.ledger.revoked import read_list
+from signer.service.scheduling import stay_on
 from signer.ssh.krl import MAX_LIST, RevocationList, check_listing, decode_krl, encode_krl
 from signer.subprocesses import NoSuchCommand, run
 
@@ -60,9 +61,12 @@ class _Failed(msgspec.Struct, frozen=True, tag="failed"):
 class ListBuilder:
     """Has lists built by a process, one at a time. Never blocks."""
 
-    def __init__(self, data_dir: Path, file: Path, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, data_dir: Path, file: Path, selector: selectors.BaseSelector, processors: Collection[int] = ()
+    ) -> None:
         self._command = [sys.executable, "-P", "-m", "signer.service.list_builder", str(data_dir), str(file)]
         self._selector = selector
+        self._processors = processors  # as of `HelperProcess`
         self._process: subprocess.Popen[bytes] | None = None
         self._killed: list[subprocess.Popen[bytes]] = []
         self._reply = b""
@@ -83,6 +87,8 @@ class ListBuilder:
             )
         except OSError as error:
             raise _not_built(f"no process can be started: {error.strerror}") from None
+        if self._processors:
+            stay_on(self._processors, process.pid)
         assert process.stdout is not None, "it is a pipe"  # noqa: S101
         os.set_blocking(process.stdout.fileno(), False)
         self._process, self._reply, self._started = process, b"", time.monotonic()

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -48,10 +49,10 @@ class _Asker(Generic[_K]):
 class QueryReader(Generic[_K]):
     """Has lookups answered by a process of its own, one at a time; `_K` is what the keeper knows a lookup by."""
 
-    def __init__(self, data_dir: Path, selector: selectors.BaseSelector) -> None:
+    def __init__(self, data_dir: Path, selector: selectors.BaseSelector, processors: Collection[int] = ()) -> None:
         self._askers: OrderedDict[str, _Asker[_K]] = OrderedDict()  # the next one first
         self._current: tuple[_K, Lookup, float] | None = None  # with the time when it was sent
-        self._helper = HelperProcess("signer.service.query_reader", data_dir, selector, self)
+        self._helper = HelperProcess("signer.service.query_reader", data_dir, selector, self, processors)
 
     def start(self) -> None:
         """Starts the process; it is started again when it has ended and a lookup waits, also if it cannot be now."""

@@ -36,6 +36,7 @@ from signer.service.key_source import AgentSource, FileSource, KeySource
 from signer.service.metrics import TimedLedger
 from signer.service.notifier import SenderPlace
 from signer.service.reload import Reloader
+from signer.service.scheduling import own_shares, stay_on
 from signer.service.supervisor import Supervisor, adopt_channel
 from signer.settings import Settings
 from signer.ssh.signing import SigningKey
@@ -167,6 +168,7 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
     core = _make_core(policy, backend, ledger, lines)
     _begin(core, backend)
     _record_keys(core, ledger, keys)
+    shares = own_shares(settings.workers)
     keeper = Keeper(
         core,
         backend,
@@ -180,7 +182,9 @@ def run_keeper(settings: Settings, channel_number: int | None = None) -> None:
         supervisor=supervisor,
         listen_again=place.listen_again,
         lines=lines,
+        helpers_on=shares.others,
     )
+    stay_on(shares.keeper)
     release_memory()
     try:
         keeper.serve()

@@ -8,10 +8,12 @@ read-only handle; it is the only one that writes views while a keeper runs.
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import sys
 import time
+from collections.abc import Collection
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -31,6 +33,7 @@ RETRY_AFTER: Final = 1.0  # seconds after a failure
 LOOK_AFTER: Final = 1.0  # seconds without an event, after which it looks whether the file is still there
 HANGS_AFTER: Final = 30.0  # seconds for one slice
 PAUSE: Final = 0.0005  # seconds; else keeper and api wait up to 2 ms for the processor that a slice takes
+NICENESS: Final = 10  # leaves it a tenth of a busy processor; the api does not wait for the rest of a slice
 CLOSES_WITHIN: Final = 0.5  # seconds; it syncs the file
 
 
@@ -54,8 +57,8 @@ class _Failed(msgspec.Struct, frozen=True, tag="failed"):
 class ViewWriter:
     """Has slices folded, one at a time, soon after events were recorded. Never blocks."""
 
-    def __init__(self, data_dir: Path, selector: selectors.BaseSelector) -> None:
-        self._helper = HelperProcess("signer.service.view_writer", data_dir, selector, self)
+    def __init__(self, data_dir: Path, selector: selectors.BaseSelector, processors: Collection[int] = ()) -> None:
+        self._helper = HelperProcess("signer.service.view_writer", data_dir, selector, self, processors)
         self._next = _Slice()
         self._asked_at: float | None = None  # monotonic seconds; None while no slice is being folded
         self._looked_at = -LOOK_AFTER
@@ -175,6 +178,7 @@ class Slices:
 def main(descriptor: int, data_dir: Path) -> None:
     """The process. It ends with the keeper, not by the signals that a terminal or systemd sends to both."""
     serve_parent_only()
+    os.nice(NICENESS)
     with socket.socket(fileno=descriptor) as connection, closing(Slices(data_dir)) as slices:
         connection.setblocking(True)
         while message := connection.recv(BUFFER):

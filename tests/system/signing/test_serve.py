@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from signer.service.scheduling import share_processors
 from tests.parts import missing, ports
 from tests.parts.eventually import eventually
 from tests.parts.keys import KeyRing
@@ -36,6 +37,26 @@ def test_sigterm_ends_everything_and_says_0(start_service: StartService) -> None
     assert len(everybody) == 5  # keeper, its query reader and view writer, gunicorn, its worker
     assert service.stop() == 0
     assert not any(map(is_alive, everybody))
+
+
+def test_the_keeper_has_a_processor_for_itself_where_there_are_few(start_service: StartService) -> None:
+    service = start_service()
+    keeper = service.keeper_pid()
+    assert keeper is not None
+    shares = share_processors(os.sched_getaffinity(0), 1)
+    assert os.sched_getaffinity(keeper) == shares.keeper
+
+    def writers() -> list[int]:
+        return [child for child in children(keeper) if b"signer.service.view_writer" in command_line(child)]
+
+    (writer,) = writers()
+    others = [*children(keeper), arbiter(service), *children(arbiter(service))]
+    assert [os.sched_getaffinity(other) for other in others] == [shares.others] * 4
+    assert os.getpriority(os.PRIO_PROCESS, writer) > os.getpriority(os.PRIO_PROCESS, keeper)
+    os.kill(writer, signal.SIGKILL)  # the next one is kept off it as well
+    eventually(lambda: writers() not in ([], [writer]), "another view writer", seconds=30)
+    (writer,) = writers()
+    eventually(lambda: os.sched_getaffinity(writer) == shares.others, "it is on the others' processors", seconds=5)
 
 
 def test_open_connections_do_not_hold_up_the_end(start_service: StartService) -> None:
