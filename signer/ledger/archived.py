@@ -22,12 +22,14 @@ _STEP: Final = 400 * TILE  # events whose hashes are in memory at once
 # What is carried over, by the number of the rule, which the event `ledger.archived` names: all that this release reads
 # from a ledger however old it is (`LedgerReader`). The first event names the ledger among logs; of published lists and
 # of local certificates the last one counts, for the list's version and the next serial; requests and waivers are over
-# by then. A rule never changes (a test says so): `verify_segments` compares each archive by its own. A release that
-# reads more of old events adds a rule, and finds no more of them in what an older rule left.
+# by then. A rule never changes (a test says so), so its kinds are written out here: `verify_segments` compares each
+# archive by its own. A release that reads more of old events adds a rule, and finds no more of them in what an older
+# rule left.
 CARRIED: Final = {
-    1: f"seq = 1 OR {schema.IS_FREEZE} OR {schema.IS_HOST} OR {schema.IS_OPERATION}"  # noqa: S608 - from the schema
-    f" OR {schema.IS_RESTORED} OR {schema.IS_ARCHIVED} OR {schema.IS_SERVICE_KEY}"
-    f" OR ({schema.IS_REVOCATION} AND kind <> 'list.published') OR kind LIKE 'incident.%'"
+    1: "seq = 1 OR kind IN ('freeze.set', 'freeze.lifted') OR kind IN ('host.added', 'host.removed')"
+    " OR kind = 'operation.recorded' OR kind = 'ledger.restored' OR kind = 'ledger.archived'"
+    " OR kind IN ('ledger.key', 'publishing.key') OR (kind IN ('ca.rotated', 'certificates.revoked', 'keeper.started',"
+    " 'ledger.restored', 'list.published') AND kind <> 'list.published') OR kind LIKE 'incident.%'"
     " OR seq = (SELECT max(seq) FROM events WHERE seq <= :last AND kind = 'list.published')"
     " OR seq = (SELECT max(seq) FROM events WHERE seq <= :last AND kind = 'certificate.issued'"
     " AND body ->> 'backend' = 'local')"

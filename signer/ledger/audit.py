@@ -25,9 +25,17 @@ from signer.ledger.archived import check_archived, held_rows, newest_archive
 from signer.ledger.chain import linked_hash, quote
 from signer.ledger.comparison import Listed, check_counts, check_views_file, comparing, count_rows, last_folded
 from signer.ledger.fold import add_events, add_leaves, create_views, delete_views
-from signer.ledger.indexes import IndexEntries, check_bodies, check_entries, check_file, check_json, check_structure
+from signer.ledger.indexes import (
+    IndexEntries,
+    check_bodies,
+    check_entries,
+    check_file,
+    check_json,
+    check_structure,
+    known_indexes,
+)
 from signer.ledger.reader import EVENTS_BETWEEN, ROWS, LedgerReader, broken_at, events_archived, storage_errors
-from signer.ledger.schema import TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME
+from signer.ledger.schema import TREE_STEP, VIEW_INDEXES, VIEWS, VIEWS_NAME, EventIndex
 from signer.ledger.store import CHECKED_AT_START, Ledger
 from signer.ledger.subtrees import TILE, leaves
 from signer.ledger.tree import CompactRange
@@ -84,19 +92,23 @@ def verify(
         _check_numbers(reader)
         total, base = reader.head().seq, reader.base
         folded = last_folded(reader)
+        indexes = known_indexes(reader) or ()
         bounds = [*range(base, total, _CHUNK), total]
         chunks = list(pairwise(bounds))
         if is_private or len(chunks) <= 1:
             check_file(reader)
-            kept = _check_archived(reader)
+            kept = _check_archived(reader, indexes)
             if folded is not None:
                 check_views_file(reader.data_dir)
-            found = [_check_chunk(reader, first, last, folded, progress, total) for first, last in chunks]
+            found = [
+                _check_chunk(reader, first, last, folded, indexes, progress=progress, total=total)
+                for first, last in chunks
+            ]
             listed = None if folded is None else count_rows(reader, folded)
         else:
-            kept, found, listed = _check_in_processes(reader, chunks, folded, progress)
+            kept, found, listed = _check_in_processes(reader, chunks, folded, indexes, progress)
         counts = _sum([kept, *found])
-        check_entries(reader, counts)
+        check_entries(reader, indexes, counts)
         if listed is not None:
             check_counts(listed, counts)
         head = reader.head()
@@ -126,7 +138,11 @@ def _snapshot(reader: LedgerReader) -> Iterator[None]:
 
 
 def _check_in_processes(
-    reader: LedgerReader, chunks: Sequence[tuple[int, int]], folded: int | None, progress: Progress
+    reader: LedgerReader,
+    chunks: Sequence[tuple[int, int]],
+    folded: int | None,
+    indexes: Sequence[EventIndex],
+    progress: Progress,
 ) -> tuple[Counts, list[Counts], Listed | None]:
     """As many tasks at once as there are processors: Python's lock would let one thread decode at a time."""
     path, total, done = (reader.data_dir, reader.file_name), chunks[-1][1], chunks[0][0]
@@ -136,8 +152,11 @@ def _check_in_processes(
         # The longest task first.
         views = None if folded is None else pool.submit(check_views_file, reader.data_dir, is_mapped=True)
         file = pool.submit(_apart, check_file, path)
-        archived = pool.submit(_apart, _check_archived, path)
-        tasks = {pool.submit(_apart, _check_chunk, path, first, last, folded): last - first for first, last in chunks}
+        archived = pool.submit(_apart, _check_archived, path, indexes)
+        tasks = {
+            pool.submit(_apart, _check_chunk, path, first, last, folded, indexes): last - first
+            for first, last in chunks
+        }
         listed = None if folded is None else pool.submit(_apart, count_rows, path, folded)
         try:
             for task in as_completed(tasks):
@@ -178,22 +197,29 @@ _Result = TypeVar("_Result")
 def _apart(
     check: Callable[Concatenate[LedgerReader, _Rest], _Result], path: _Path, *rest: _Rest.args, **named: _Rest.kwargs
 ) -> _Result:
-    """Runs a check in another process, with a reader of its own."""
-    with closing(LedgerReader(*path)) as reader:
+    """Runs a check in another process, with its own reader and snapshot: a keeper may change the file's indexes."""
+    with closing(LedgerReader(*path)) as reader, _snapshot(reader):
         return check(reader, *rest, **named)
 
 
-def _check_archived(reader: LedgerReader) -> Counts:
+def _check_archived(reader: LedgerReader, indexes: Sequence[EventIndex]) -> Counts:
     """Checks what is kept of archived events, and their entries in the indexes; returns how many, by index."""
     check_archived(reader)
-    entries = IndexEntries(reader)
+    entries = IndexEntries(reader, indexes)
     if reader.base:
         entries.add(held_rows(reader, 0, reader.base))
     return entries.finish()
 
 
 def _check_chunk(
-    reader: LedgerReader, first: int, last: int, folded: int | None, progress: Progress | None = None, total: int = 0
+    reader: LedgerReader,
+    first: int,
+    last: int,
+    folded: int | None,
+    indexes: Sequence[EventIndex],
+    *,
+    progress: Progress | None = None,
+    total: int = 0,
 ) -> Counts:
     """Checks the events after `first` to `last`, their entries in the indexes, and their rows in the views.
 
@@ -204,7 +230,7 @@ def _check_chunk(
     if first > head.seq:
         entry = reader.entry(first)
         head = Head(first, entry.hash, entry.time_ms)
-    entries = IndexEntries(reader)
+    entries = IndexEntries(reader, indexes)
     with comparing(reader, first, folded) as views:
         for start in range(first, last, TILE):
             end = min(start + TILE, last)

@@ -2,7 +2,7 @@
 indexes on events, by which what decides is found.
 
 A trigger that was dropped lets events be changed; a trigger or column that was added makes writes fail or do more than
-they say. The keeper makes indexes that are missing.
+they say. The keeper makes indexes that are missing, and drops those of older releases that they replace.
 
 SQLite's `integrity_check` does that too, but evaluates the condition of each index for each event, JSON included, which
 takes four times as long as its `quick_check`. Nearly all events of a large ledger are local certificates, in no index.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import cache
@@ -25,9 +26,11 @@ from signer.ledger.schema import (
     ARCHIVED,
     ARCHIVED_TRIGGERS,
     ARCHIVED_VERSION,
+    BY_KIND,
     EVENT_INDEXES,
     EVENTS,
     ISSUED,
+    OLDER_INDEXES,
     EventIndex,
 )
 
@@ -52,52 +55,75 @@ def check_file(reader: LedgerReader) -> None:
 
 
 def known_indexes(reader: LedgerReader) -> Sequence[EventIndex] | None:
-    """The indexes on events that the file has; None if one of them is not as signer makes it."""
+    """The indexes on events that the file has, of this or an older release; None if one is not as signer makes it."""
     found = dict(reader.query("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'events'"))
-    known = [index for index in EVENT_INDEXES if found.get(index.name) == index.definition]
+    known = [index for index in (*EVENT_INDEXES, *OLDER_INDEXES) if found.get(index.name) == index.definition]
     return known if len(known) == len(found) else None
 
 
 class IndexEntries:
-    """Looks events up in the indexes whose condition they meet."""
+    """Looks events up in those of `indexes` whose condition they meet.
 
-    def __init__(self, reader: LedgerReader) -> None:
+    A keeper that was started meanwhile may have dropped some of them: their events are counted all the same. Make and
+    finish it within one transaction.
+    """
+
+    def __init__(self, reader: LedgerReader, indexes: Sequence[EventIndex]) -> None:
         self._reader = reader
-        self._indexes = known_indexes(reader) or ()
+        self._present = {index.name for index in known_indexes(reader) or ()}
+        self._is_by_kind = BY_KIND in indexes
+        self._by_kind: defaultdict[str, list[int]] = defaultdict(list)
+        self._indexes = [index for index in indexes if index != BY_KIND]
         self._conditions = [f"({index.condition})" for index in self._indexes]
         self._may_be_indexed: dict[str, bool] = {}  # by kind
         self._candidates: list[int] = []
 
     def add(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Takes the rows of more events."""
+        """Takes the rows of more events, in their order."""
         for row in rows:
             kind = row[2]
             if kind == ISSUED:
                 if _VAULTS in row[4]:
                     self._candidates.append(row[0])
-            elif self._may_be_indexed.get(kind) or (kind not in self._may_be_indexed and self._is_in_one(kind)):
+                continue
+            self._by_kind[kind].append(row[0])
+            if self._may_be_indexed.get(kind) or (kind not in self._may_be_indexed and self._is_in_one(kind)):
                 self._candidates.append(row[0])
 
     def finish(self) -> dict[str, int]:
         """How many of the events each index must have; raises `LedgerBroken` if it lacks one."""
+        counts = self._count_by_kind() if self._is_by_kind else {}
         if not self._candidates or not self._indexes:
-            return {}
+            return counts
         conditions = ", ".join(self._conditions)
         found = _query(
             self._reader,
             f"SELECT seq, {conditions} FROM events NOT INDEXED WHERE seq IN (SELECT value FROM json_each(?))",  # noqa: S608 - conditions from the schema
             json.dumps(self._candidates),
         )
-        counts = {}
         for place, index in enumerate(self._indexes, 1):
             wanted = [row[0] for row in found if row[place]]
             counts[index.name] = len(wanted)
-            if wanted and _found(self._reader, index, wanted) != len(wanted):
+            is_present = index.name in self._present
+            if wanted and is_present and _found(self._reader, index, wanted) != len(wanted):
                 raise _damaged(f"index {index.name} lacks one of the events {wanted[0]} to {wanted[-1]}")
         return counts
 
+    def _count_by_kind(self) -> dict[str, int]:
+        """As `finish`, of the index that has many events, so it is read in its own order."""
+        listed = (
+            f"SELECT seq FROM events INDEXED BY {BY_KIND.name} WHERE {BY_KIND.condition} AND kind = ?"  # noqa: S608 - from the schema
+            " AND seq >= ? AND seq <= ? ORDER BY seq"
+        )
+        if BY_KIND.name in self._present:
+            for kind, wanted in self._by_kind.items():
+                rows = _query(self._reader, listed, kind, wanted[0], wanted[-1])
+                if [seq for (seq,) in rows] != wanted:
+                    raise _damaged(f"index {BY_KIND.name} has other entries than events {wanted[0]} to {wanted[-1]}")
+        return {BY_KIND.name: sum(map(len, self._by_kind.values()))}
+
     def _is_in_one(self, kind: str) -> bool:
-        """True if an index has events of this kind, which is not that of certificates."""
+        """True if an index besides that by kind has events of this kind, which is not that of certificates."""
         any_of_them = " OR ".join(self._conditions) or "0"
         found = _query(self._reader, f"SELECT {any_of_them} FROM (SELECT ? AS kind, '{{}}' AS body)", kind)  # noqa: S608
         self._may_be_indexed[kind] = bool(found[0][0])
@@ -117,9 +143,9 @@ def _found(reader: LedgerReader, index: EventIndex, wanted: Sequence[int]) -> in
     return int(_query(reader, looked_up, json.dumps(wanted))[0][0])
 
 
-def check_entries(reader: LedgerReader, counts: Mapping[str, int]) -> None:
-    """Raises `LedgerBroken` if an index has more entries than there are events for it, by `IndexEntries`."""
-    for index in known_indexes(reader) or ():
+def check_entries(reader: LedgerReader, indexes: Sequence[EventIndex], counts: Mapping[str, int]) -> None:
+    """Raises `LedgerBroken` if one of `indexes` has more entries than there are events for it, by `IndexEntries`."""
+    for index in indexes:
         # An index is read that has the condition as its own: SQLite counts its entries and looks at no event.
         entries = f"SELECT count(*) FROM events INDEXED BY {index.name} WHERE {index.condition}"  # noqa: S608
         listed, events = _query(reader, entries)[0][0], counts.get(index.name, 0)

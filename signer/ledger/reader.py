@@ -379,19 +379,12 @@ class LedgerReader:
         """What requests and waivers are made of, from `since` (seconds) on, and all incidents; oldest first."""
         first = self.first_since(since * 1000)
         recent = self._events(schema.IS_ASKED, first) + self._events(schema.IS_FREEZE, first)
-        incidents = self._events(f"{schema.IS_ASKED} AND kind LIKE 'incident.%' AND seq < {first:d}", 0)
+        incidents = self._events(f"{schema.IS_INCIDENT} AND seq < {first:d}", 0)
         return sorted(incidents + recent, key=lambda entry: entry.seq)
 
     def noticed_after(self, after: int, limit: int) -> list[Entry]:
         """Events of requests, waivers, incidents, freezes and revocations after event `after`, oldest first."""
-        # One condition each, so that each has its index: whoever was away for a million certificates waits for none.
-        conditions = (schema.IS_ASKED, schema.IS_FREEZE, "kind = 'certificates.revoked' AND " + schema.IS_REVOCATION)
-        found = [
-            entry
-            for condition in conditions
-            for entry in self.entries(f"WHERE {condition} AND seq > ? ORDER BY seq LIMIT ?", (after, limit))
-        ]
-        return sorted(found, key=lambda entry: entry.seq)[:limit]
+        return self._events(schema.IS_NOTICED, after + 1, limit)
 
     def host_events(self) -> list[Entry]:
         """What the list of host keys is made of, oldest first."""
@@ -437,8 +430,11 @@ class LedgerReader:
         rows = self.query(f"SELECT body ->> 'serial' FROM events WHERE {schema.IS_WITHHELD} AND seq >= ?", (first,))  # noqa: S608
         return {serial for (serial,) in rows}
 
-    def _events(self, condition: str, first: int) -> list[Entry]:
-        return self.entries(f"WHERE {condition} AND seq >= ? ORDER BY seq", (first,))
+    def _events(self, condition: str, first: int, limit: int = -1) -> list[Entry]:
+        """The events from `first` on that meet one of the schema's conditions, at most `limit`, oldest first."""
+        # By numbers that the index has alone: to sort the events themselves takes half as long again.
+        numbers = f"SELECT seq FROM events WHERE {condition} AND seq >= ? ORDER BY seq LIMIT ?"  # noqa: S608 - from the schema
+        return self.entries(f"WHERE seq IN ({numbers}) ORDER BY seq", (first, limit))
 
 
 _NO_END: Final = 2**63 - 1

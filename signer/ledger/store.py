@@ -20,7 +20,7 @@ from signer.ledger.chain import chain
 from signer.ledger.file_id import FileId, file_id
 from signer.ledger.marks import FOLLOWED, mark_name
 from signer.ledger.reader import LedgerReader, storage_errors
-from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, VERSION
+from signer.ledger.schema import APPLICATION_ID, EVENT_INDEXES, EVENTS, OLDER_INDEXES, VERSION
 from signer.model import Entry, Event, Head
 
 LOCK_NAME: Final = "ledger.lock"
@@ -98,7 +98,8 @@ class Ledger(LedgerReader):
         """Creates the tables of a new ledger, or migrates an older one.
 
         Raises `LedgerBroken` if the file is not the one open before. The migration keeps the tables of version 1, which
-        nothing reads or writes any more. Indexes on events that the file lacks are added; they change no version.
+        nothing reads or writes any more. Indexes on events that the file lacks are added, and those of an older release
+        that they replace are dropped; this changes no version.
         """
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
@@ -116,8 +117,8 @@ class Ledger(LedgerReader):
                 f"the ledger in SIGNER_DATA_DIR lacks event {last.seq}, which this keeper wrote",
                 "restore the right file; or stop the keeper and run `signer ledger verify` on this one",
             )
-        if missing := _missing_indexes(db):  # a release that does not know them goes on writing them
-            _run_script(db, "".join(f"{index};" for index in missing))
+        if changes := _index_changes(db):  # a release that does not know the new ones goes on writing them
+            _run_script(db, "".join(f"{change};" for change in changes))
         note_begun(self._lock)
         self._file_ids = self._identify_files()
 
@@ -219,10 +220,13 @@ def _run_script(db: sqlite3.Connection, statements: str) -> None:
         raise
 
 
-def _missing_indexes(db: sqlite3.Connection) -> list[str]:
-    """The statements of the indexes on events that the file lacks."""
+def _index_changes(db: sqlite3.Connection) -> list[str]:
+    """The statements that make the indexes on events that the file lacks, and drop those of older releases."""
     found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    return [index.statement for index in EVENT_INDEXES if index.name not in found]
+    return [
+        *(index.statement for index in EVENT_INDEXES if index.name not in found),
+        *(f"DROP INDEX {index.name}" for index in OLDER_INDEXES if index.name in found),
+    ]
 
 
 def take_lock(data_dir: Path) -> int:

@@ -1,4 +1,8 @@
-"""A ledger as version 1 wrote it: the views were tables beside the events, and each commit wrote them."""
+"""Ledgers as older releases left them.
+
+Version 1 had the views as tables beside the events, and each commit wrote them. Version 2 had an index on events for
+each group of kinds that decides, until one index by kind took their place.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,21 @@ CREATE INDEX events_of_operations ON events (seq) WHERE kind = 'operation.record
 CREATE INDEX certificates_of_vault ON certificates (seq) WHERE backend = 'vault';
 """  # the first release of version 1 had none of them
 TABLES = ("certificates", "principals", "freezes")
+# The indexes on events of version 2 before `events_by_kind`, in that release's own words.
+INDEXES_BY_GROUP = {
+    "events_of_freezes": "CREATE INDEX events_of_freezes ON events (seq) WHERE kind IN ('freeze.set', 'freeze.lifted')",
+    "events_of_hosts": "CREATE INDEX events_of_hosts ON events (seq) WHERE kind IN ('host.added', 'host.removed')",
+    "events_of_operations": "CREATE INDEX events_of_operations ON events (seq) WHERE kind = 'operation.recorded'",
+    "events_of_withheld": "CREATE INDEX events_of_withheld ON events (seq) WHERE kind = 'certificate.withheld'",
+    "events_of_asked": "CREATE INDEX events_of_asked ON events (seq)"
+    " WHERE ((kind < 'b' OR kind > 'incident') AND (kind < 'incident/' OR kind > 'waiver'))",
+    "events_of_restored": "CREATE INDEX events_of_restored ON events (seq) WHERE kind = 'ledger.restored'",
+    "events_of_archived": "CREATE INDEX events_of_archived ON events (seq) WHERE kind = 'ledger.archived'",
+    "events_of_revocations": "CREATE INDEX events_of_revocations ON events (seq) WHERE kind IN"
+    " ('ca.rotated', 'certificates.revoked', 'keeper.started', 'ledger.restored', 'list.published')",
+    "events_of_service_keys": "CREATE INDEX events_of_service_keys ON events (seq)"
+    " WHERE kind IN ('ledger.key', 'publishing.key')",
+}
 
 
 def write_version_1(
@@ -64,6 +83,27 @@ def write_version_1(
             head = Head(entry.seq, entry.hash, entry.time_ms)
             db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", _columns(entry))
             _add_rows(db, entry, json.loads(entry.body))
+
+
+def add_group_indexes(file: Path) -> None:
+    """Gives a ledger's file the indexes that an older release makes when it opens it; those of today stay."""
+    with closing(sqlite3.connect(file)) as db, db:
+        for statement in INDEXES_BY_GROUP.values():
+            db.execute(statement)
+
+
+def make_older(file: Path) -> None:
+    """Makes a ledger's file one that only a release before `events_by_kind` wrote."""
+    add_group_indexes(file)
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("DROP INDEX events_by_kind")
+
+
+def event_indexes(file: Path) -> set[str]:
+    """The names of the indexes on events."""
+    with closing(sqlite3.connect(file)) as db:
+        found = db.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'events'")
+        return {name for (name,) in found}
 
 
 def _columns(entry: Entry) -> tuple[object, ...]:

@@ -13,11 +13,13 @@ from signer.ledger import audit
 from signer.ledger.audit import verify
 from signer.ledger.chain import entry_hash
 from signer.ledger.fold import fold_all
+from signer.ledger.indexes import known_indexes
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event
 from tests.parts.events import freeze, issued, refused, thaw, withheld
+from tests.parts.old_ledgers import INDEXES_BY_GROUP, add_group_indexes, make_older
 
 ONE: dict[str, object] = {"host": "db-1"}
 EVENTS = [
@@ -37,9 +39,8 @@ EVENTS = [
     Event("ledger.key", "keeper", {"public_key": "k"}),
     issued(10),
 ]
-# An entry that each index has, by its event.
-ENTRIES = {
-    "events_of_vault": 3,
+# An entry that each index of an older release has, by its event.
+OLD_ENTRIES = {
     "events_of_withheld": 6,
     "events_of_freezes": 7,
     "events_of_hosts": 9,
@@ -49,6 +50,14 @@ ENTRIES = {
     "events_of_revocations": 13,
     "events_of_service_keys": 14,
 }
+# Entries of the indexes, by their events.
+ENTRIES = [
+    ("events_of_vault", 3),
+    ("events_of_vault", 4),
+    ("events_by_kind", 1),
+    ("events_by_kind", 5),  # a refusal, by which nothing is decided
+    *(("events_by_kind", seq) for seq in OLD_ENTRIES.values()),
+]
 COUNT = 256  # events; two pieces, if each has 128
 
 
@@ -87,17 +96,48 @@ def test_nothing_is_wrong_with_the_indexes_that_a_ledger_is_made_with(folder: Pa
     assert fault(folder) is None
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_an_entry_that_an_index_lacks_is_found(folder: Path, name: str) -> None:
-    change_index(folder, name, f"AND seq <> {ENTRIES[name]}")
+@pytest.mark.parametrize("name, seq", ENTRIES)
+def test_an_entry_that_an_index_lacks_is_found(folder: Path, name: str, seq: int) -> None:
+    change_index(folder, name, f"AND seq <> {seq}")
     broken = fault(folder)
     assert broken is not None
     assert broken.code == "ledger_broken"
     assert name in broken.text
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_an_entry_that_no_event_stands_behind_is_found(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name, seq", [("events_of_vault", 2), ("events_of_vault", 5), ("events_by_kind", 2)])
+def test_an_entry_that_no_event_stands_behind_is_found(folder: Path, name: str, seq: int) -> None:
+    change_index(folder, name, f"OR seq = {seq}")  # a local certificate, or a refusal
+    broken = fault(folder)
+    assert broken is not None
+    assert broken.code == "ledger_broken"
+    assert name in broken.text
+
+
+@pytest.mark.parametrize("has_new", [False, True], ids=["older", "both"])
+def test_the_indexes_that_an_older_release_left_are_compared_as_quickly(folder: Path, *, has_new: bool) -> None:
+    (add_group_indexes if has_new else make_older)(folder / FILE_NAME)
+    with closing(LedgerReader(folder)) as reader:
+        known = known_indexes(reader)
+        assert known is not None, "`check_file` evaluates no condition for each event"
+        names = {index.name for index in known}
+    assert names == {*INDEXES_BY_GROUP, "events_of_vault", *(["events_by_kind"] if has_new else [])}
+    assert fault(folder) is None
+
+
+@pytest.mark.parametrize("name", OLD_ENTRIES)
+def test_an_entry_that_an_older_index_lacks_is_found(folder: Path, name: str) -> None:
+    add_group_indexes(folder / FILE_NAME)
+    change_index(folder, name, f"AND seq <> {OLD_ENTRIES[name]}")
+    broken = fault(folder)
+    assert broken is not None
+    assert broken.code == "ledger_broken"
+    assert name in broken.text
+
+
+@pytest.mark.parametrize("name", OLD_ENTRIES)
+def test_an_entry_of_an_older_index_that_no_event_stands_behind_is_found(folder: Path, name: str) -> None:
+    add_group_indexes(folder / FILE_NAME)
     change_index(folder, name, f"OR seq = {2 + len(name) % 2 * 3}")  # a local certificate, or a refusal
     broken = fault(folder)
     assert broken is not None
@@ -105,12 +145,20 @@ def test_an_entry_that_no_event_stands_behind_is_found(folder: Path, name: str) 
     assert name in broken.text
 
 
-def test_an_entry_with_another_key_is_found(folder: Path) -> None:
-    name = "events_of_vault"
+@pytest.mark.parametrize(
+    "name, key, other",
+    [
+        ("events_of_vault", "(body ->> 'serial')", "(replace(body ->> 'serial', '77', '78'))"),
+        ("events_by_kind", "(kind)", "(replace(kind, 'freeze.set', 'freeze.lifted'))"),
+        ("events_by_kind", "(kind)", "(replace(kind, 'freeze.set', 'freeze.made'))"),
+    ],
+)
+def test_an_entry_with_another_key_is_found(folder: Path, name: str, key: str, other: str) -> None:
     with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as db:
         (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
         db.execute(f"DROP INDEX {name}")
-        db.execute(sql.replace("(body ->> 'serial')", "(replace(body ->> 'serial', '77', '78'))"))
+        assert key in sql
+        db.execute(sql.replace(key, other))
         db.execute("PRAGMA writable_schema = ON")
         db.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, name))
     broken = fault(folder)
@@ -131,14 +179,15 @@ def test_an_index_that_another_program_added_is_compared_too(folder: Path) -> No
 
 def test_an_index_with_another_definition_is_compared_by_that(folder: Path) -> None:
     with closing(sqlite3.connect(folder / FILE_NAME)) as db:
-        db.execute("DROP INDEX events_of_freezes")
+        db.execute("DROP INDEX events_by_kind")
+        db.execute("CREATE INDEX events_by_kind ON events (kind) WHERE kind = 'freeze.set'")
         db.execute("CREATE INDEX events_of_freezes ON events (seq) WHERE kind = 'freeze.set'")
     assert fault(folder) is None
 
 
 def test_an_index_that_is_missing_is_no_fault(folder: Path) -> None:
     with closing(sqlite3.connect(folder / FILE_NAME)) as db:
-        db.execute("DROP INDEX events_of_asked")
+        db.execute("DROP INDEX events_by_kind")
     assert fault(folder) is None
 
 

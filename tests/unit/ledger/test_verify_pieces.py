@@ -81,7 +81,7 @@ def test_a_changed_event_is_told_before_the_tables_that_differ_from_it(ledger: P
 def test_a_damaged_file_is_told_before_anything_else(ledger: Path) -> None:
     change(ledger, "UPDATE events SET actor = 'other' WHERE seq = 3")
     change(ledger, "UPDATE events SET kind = 'freeze.lifted' WHERE seq = 500")  # so that the index has an entry
-    damage(ledger / FILE_NAME, "events_of_freezes")
+    damage(ledger / FILE_NAME, "events_by_kind")
     with pytest.raises(LedgerBroken, match="the ledger's file is damaged"):
         verify(LedgerReader(ledger))
 

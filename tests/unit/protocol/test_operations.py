@@ -205,7 +205,7 @@ def test_operations_are_found_without_looking_at_the_others(tmp_path: Path) -> N
     assert [entry.seq for entry in ledger.operations(EVIDENCE, None, 9)] == [4]
     for evidence in (None, EVIDENCE):
         plan = plan_of(ledger, lambda evidence=evidence: ledger.operations(evidence, None, 9))
-        assert plan.startswith("SEARCH events USING INDEX events_of_operations")
+        assert plan.startswith("SEARCH events USING INDEX events_by_kind (kind=? AND rowid<?)")
         assert "B-TREE" not in plan
     ledger.close()
 
