@@ -8,10 +8,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +18,7 @@ from scripts.bench.filling import IDENTITIES, RARE, ROLES, fill_ledger
 from scripts.bench.load import BadRun, Missing, require_wrk, run_wrk, write_bodies
 from scripts.bench.machine import describe_machine, pss_megabytes, render_machine
 from scripts.bench.options import read_ledger_options
-from scripts.bench.sides import check_side, new_service, side_of
+from scripts.bench.sides import check_side, new_service, reading, side_of
 from scripts.bench.terminal import show_progress
 from signer.ledger.audit import rebuild
 from signer.ledger.store import Ledger
@@ -209,28 +207,6 @@ def measure_readers(service: Service, bodies: Path, asked: argparse.Namespace) -
         sample["readers_ratio"] = ratio(sample["rate_read"], sample["rate_alone"])
         samples.append(sample)
     return medians(samples)
-
-
-@contextmanager
-def reading(service: Service, readers: int) -> Iterator[list[int]]:
-    """So many clients page without pause; yields how many pages each of them got so far."""
-    ended = threading.Event()
-    pages = [0] * readers
-
-    def read(number: int) -> None:
-        while not ended.is_set():
-            answer = service.ask("GET", "/api/certificates?limit=200", identity="operator", timeout=60)
-            pages[number] += answer.status == 200
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(readers)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield pages
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
 
 
 def page_queries(fingerprint: str, certificates: int) -> dict[str, str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +61,29 @@ def new_service(folder: Path, ca: Key, **environ: str) -> Service:
 def side_of(service: Service, name: str = "signer") -> Side:
     """A running service as a side."""
     return Side(name, service.address + PATH, service.tokens[IDENTITY], service.pid)
+
+
+@contextmanager
+def reading(service: Service, readers: int, pause: float = 0.0) -> Iterator[list[int]]:
+    """So many clients of one identity ask for pages, `pause` seconds after each; yields how many each got so far."""
+    ended = threading.Event()
+    pages = [0] * readers
+
+    def read(number: int) -> None:
+        while not ended.is_set():
+            answer = service.ask("GET", "/api/certificates?limit=200", identity="operator", timeout=60)
+            pages[number] += answer.status == 200
+            ended.wait(pause)
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(readers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield pages
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
 
 
 def check_side(side: Side, ca: Key) -> None:

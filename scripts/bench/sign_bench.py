@@ -1,4 +1,7 @@
-"""`scripts/bench/sign`: both servers run at the same time, one is under load at a time, and they take turns."""
+"""`scripts/bench/sign`: both servers run at the same time, one is under load at a time, and they take turns.
+
+Beside ours a reader asks for a page of 200 certificates once a second, and views are folded.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,13 @@ from scripts.bench.machine import (
     render_machine,
 )
 from scripts.bench.options import read_sign_options
-from scripts.bench.sides import check_side, new_service, prepare_bao, require_bao, side_of
+from scripts.bench.sides import check_side, new_service, prepare_bao, reading, require_bao, side_of
 from scripts.bench.terminal import show_progress
 from tests.parts.keys import make_key
 from tests.parts.openbao import OpenBao
 
 BODIES = 20_000
+PAGE_EVERY = 1.0  # seconds: a reader's pause between two pages of our certificates, all the time
 Figures = dict[str, float | None]
 
 
@@ -68,8 +72,11 @@ def measure(
         sides = []
         if asked.only != "signer":
             sides.append(prepare_bao(running.enter_context(OpenBao(folder / "bao", raft=True)), ca))
+        pages = [1]
         if asked.only != "OpenBao":
-            sides.append(side_of(running.enter_context(new_service(folder / "signer", ca))))
+            service = running.enter_context(new_service(folder / "signer", ca))
+            sides.append(side_of(service))
+            pages = running.enter_context(reading(service, 1, PAGE_EVERY))
         for side in sides:
             check_side(side, ca)
             run_wrk(side.url, bodies, side.token, connections=8, seconds=1)  # warm
@@ -96,6 +103,8 @@ def measure(
         show_progress("")
         for side in sides:
             check_side(side, ca)
+        if not all(pages):
+            raise BadRun("the reader beside the load got no page of certificates")
         return samples, {side.name: memory_of(side.pid) for side in sides}
 
 
