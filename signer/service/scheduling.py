@@ -21,6 +21,7 @@ FEW: Final = 4  # processors
 SHORT_TURN: Final = 100_000  # nanoseconds, the shortest that Linux takes; its own is 1 to 3 ms
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}  # the number of the system call, which Python lacks
 _SCHED_ATTR: Final = Struct("=IIQiIQQQII")  # struct sched_attr in linux/sched/types.h, as of Linux 5.3
+_KEEP_POLICY: Final = 0x08  # SCHED_FLAG_KEEP_POLICY; one that an operator chose stays
 _libc: Final = ctypes.CDLL(None)
 
 
@@ -57,5 +58,11 @@ def take_short_turns() -> None:
     6.12 (sched(7))."""
     if (number := _SCHED_SETATTR.get(platform.machine())) is not None:
         nice = os.getpriority(os.PRIO_PROCESS, 0)  # it is set, too
-        attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, 0, nice, 0, SHORT_TURN, 0, 0, 0, 0)
+        attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, _KEEP_POLICY, nice, 0, SHORT_TURN, 0, 0, 0, 0)
         _libc.syscall(number, 0, attributes, 0)
+
+
+def give_way(niceness: int) -> None:
+    """Adds to this process's niceness."""
+    with suppress(OSError):
+        os.nice(niceness)

@@ -8,7 +8,6 @@ read-only handle; it is the only one that writes views while a keeper runs.
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import sys
@@ -27,6 +26,7 @@ from signer.ledger.fold import SLICE_EVENTS, Fold, FoldedHead
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
 from signer.service.helper_process import BUFFER, HelperProcess
+from signer.service.scheduling import give_way
 
 FOLD_AFTER: Final = 0.05  # seconds that an event may wait for the rest of its slice
 RETRY_AFTER: Final = 1.0  # seconds after a failure
@@ -178,7 +178,7 @@ class Slices:
 def main(descriptor: int, data_dir: Path) -> None:
     """The process. It ends with the keeper, not by the signals that a terminal or systemd sends to both."""
     serve_parent_only()
-    os.nice(NICENESS)
+    give_way(NICENESS)
     with socket.socket(fileno=descriptor) as connection, closing(Slices(data_dir)) as slices:
         connection.setblocking(True)
         while message := connection.recv(BUFFER):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
+import socket
 import subprocess
 import sys
+from pathlib import Path
+from struct import pack
 
 import pytest
 
+from signer.ledger.store import Ledger
 from signer.service.scheduling import SHORT_TURN, Shares, own_shares, share_processors, stay_on, take_short_turns
 
 ALL = os.sched_getaffinity(0)
+FORBIDDEN = {"x86_64": (141, 203, 314), "aarch64": (140, 122, 274)}  # setpriority, sched_setaffinity, sched_setattr
 
 
 @pytest.mark.parametrize(
@@ -87,3 +93,64 @@ def test_a_machine_without_the_call_is_left_as_it_is(monkeypatch: pytest.MonkeyP
     before = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), turn_of(0)
     take_short_turns()
     assert (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), turn_of(0)) == before
+
+
+def test_short_turns_keep_the_policy_of_scheduling_that_an_operator_chose() -> None:
+    program = (
+        "import os; from signer.service.scheduling import take_short_turns;"
+        "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)); take_short_turns();"
+        "print(os.sched_getscheduler(0))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert told == f"{os.SCHED_BATCH}\n"
+
+
+@pytest.mark.skipif(platform.machine() not in FORBIDDEN, reason="the numbers of its system calls are not known here")
+def test_a_host_that_forbids_the_calls_is_left_as_it_is() -> None:
+    program = (
+        "import os; from signer.service.scheduling import give_way, stay_on, take_short_turns;"
+        f"stay_on({{{min(ALL)}}}); take_short_turns(); give_way(3);"
+        "print(sorted(os.sched_getaffinity(0)), os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    before = f"{sorted(ALL)} {os.getpriority(os.PRIO_PROCESS, 0)}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        preexec_fn=forbid_calls,
+    )
+    assert (done.stdout, done.stderr) == (before, "")
+
+
+@pytest.mark.unix_socket
+@pytest.mark.skipif(platform.machine() not in FORBIDDEN, reason="the numbers of its system calls are not known here")
+def test_the_view_writer_serves_on_a_host_that_forbids_the_calls(tmp_path: Path) -> None:
+    Ledger(tmp_path).close()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "signer.service.view_writer", str(theirs.fileno()), str(tmp_path)]
+    with (
+        ours,
+        subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            preexec_fn=forbid_calls,  # noqa: PLW1509
+        ) as process,
+    ):
+        theirs.close()
+        ours.shutdown(socket.SHUT_WR)
+        assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == 0
+
+
+def forbid_calls() -> None:
+    """A filter, as those of containers, by which these calls fail with EPERM (seccomp(2), PR_SET_SECCOMP)."""
+    numbers = FORBIDDEN[platform.machine()]
+    steps = [(0x20, 0, 0, 0)]  # load the call's number
+    steps += [(0x15, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]  # jump to the last if equal
+    steps += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | errno.EPERM)]  # allow; fail
+    code = ctypes.create_string_buffer(b"".join(pack("=HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(pack("@HP", len(steps), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
