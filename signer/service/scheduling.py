@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ def stay_on(processors: Collection[int], process: int = 0) -> None:
 def take_short_turns() -> None:
     """Lets this thread, and all that it starts from now on, have a processor sooner, for a shorter time; since Linux
     6.12 (sched(7))."""
-    if (number := _SCHED_SETATTR.get(platform.machine())) is not None:
+    if (number := _SCHED_SETATTR.get(os.uname().machine)) is not None:
         nice = os.getpriority(os.PRIO_PROCESS, 0)  # it is set, too
         attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, 0, _KEEP_POLICY, nice, 0, SHORT_TURN, 0, 0, 0, 0)
         _libc.syscall(number, 0, attributes, 0)

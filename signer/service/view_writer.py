@@ -22,13 +22,14 @@ import msgspec
 from signer.errors import SignerError, Unavailable
 from signer.hardening import serve_parent_only
 from signer.ledger.file_id import FileId, found_file
-from signer.ledger.fold import SLICE_EVENTS, Fold, FoldedHead
+from signer.ledger.fold import Fold, FoldedHead
 from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import FILE_NAME
 from signer.service.helper_process import BUFFER, HelperProcess
 from signer.service.scheduling import give_way
 
-FOLD_AFTER: Final = 0.05  # seconds that an event may wait for the rest of its slice
+DUE_EVENTS: Final = 50  # that wait for the next slice, which takes more if more came meanwhile
+FOLD_AFTER: Final = 0.05  # seconds that an event may wait for so many
 RETRY_AFTER: Final = 1.0  # seconds after a failure
 LOOK_AFTER: Final = 1.0  # seconds without an event, after which it looks whether the file is still there
 HANGS_AFTER: Final = 30.0  # seconds for one slice
@@ -116,7 +117,7 @@ class ViewWriter:
 
     def _wait(self, now: float, missing: int) -> float:
         """Seconds until the next slice is due; 0 or less: it is."""
-        if missing >= SLICE_EVENTS or self.head is None:
+        if missing >= DUE_EVENTS or self.head is None:
             wait = 0.0
         elif self._waits_since is not None:
             wait = self._waits_since + FOLD_AFTER - now

@@ -89,7 +89,7 @@ def turn_of(pid: int) -> int | None:
 
 
 def test_a_machine_without_the_call_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "vax")
+    monkeypatch.setattr("signer.service.scheduling._SCHED_SETATTR", {})
     before = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), turn_of(0)
     take_short_turns()
     assert (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), turn_of(0)) == before

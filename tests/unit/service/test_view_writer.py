@@ -19,12 +19,12 @@ import pytest
 
 from signer.errors import Unavailable
 from signer.ledger.audit import verify
-from signer.ledger.fold import SLICE_EVENTS, delete_views, fold_all
+from signer.ledger.fold import delete_views, fold_all
 from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.service import helper_process
 from signer.service import view_writer as module
-from signer.service.view_writer import FOLD_AFTER, HANGS_AFTER, LOOK_AFTER, RETRY_AFTER, ViewWriter
+from signer.service.view_writer import DUE_EVENTS, FOLD_AFTER, HANGS_AFTER, LOOK_AFTER, RETRY_AFTER, ViewWriter
 from tests.parts import missing
 from tests.parts.events import issued
 from tests.parts.ledgers import rows_of_views
@@ -111,15 +111,18 @@ def test_an_event_waits_for_others_but_not_for_long(paced: Paced) -> None:
     assert paced.writer.is_idle
 
 
-def test_a_whole_slice_waits_for_nothing(paced: Paced) -> None:
+def test_enough_events_wait_for_nothing(paced: Paced) -> None:
     paced.turn(0)
-    assert paced.turn(SLICE_EVENTS, reply=0) > 0, "what the reply does not contain is not there yet for the process"
-    paced.turn(SLICE_EVENTS, after=FOLD_AFTER)
+    assert paced.turn(DUE_EVENTS, reply=0) > 0, "what the reply does not contain is not there yet for the process"
+    paced.turn(DUE_EVENTS, after=FOLD_AFTER)
     assert len(paced.process.asked) == 2
-    paced.turn(3 * SLICE_EVENTS, reply=SLICE_EVENTS)
-    assert len(paced.process.asked) == 3, "the next one is asked for with the reply"
-    assert paced.turn(9 * SLICE_EVENTS) == HANGS_AFTER
-    assert len(paced.process.asked) == 3, "one at a time"
+    assert paced.turn(2 * DUE_EVENTS - 1, reply=DUE_EVENTS) > 0, "one is missing"
+    assert paced.turn(2 * DUE_EVENTS) == HANGS_AFTER
+    assert len(paced.process.asked) == 3
+    paced.turn(3 * DUE_EVENTS, reply=2 * DUE_EVENTS)
+    assert len(paced.process.asked) == 4, "the next one is asked for with the reply"
+    assert paced.turn(9 * DUE_EVENTS) == HANGS_AFTER
+    assert len(paced.process.asked) == 4, "one at a time"
 
 
 def test_a_process_that_does_not_see_the_events_is_not_asked_without_pause(paced: Paced) -> None:
