@@ -100,7 +100,7 @@ MAX_TOLD: Final = 200  # ids in one message of changes; with more, any request m
 SPARE_DESCRIPTORS: Final = 64  # for the ledger, the policy file and other files
 ACCEPTED_AT_ONCE: Final = 64
 BACKLOG: Final = 512
-LOOKS_FOR: Final = 0.00015  # seconds without a pause before it sleeps, where the client has another processor
+LOOKS_FOR: Final = 0.0001  # seconds without a pause before it sleeps, where the client has another processor
 SIGNING_ENDS_WITHIN: Final = 1.0  # seconds at shutdown; the launcher waits for two
 # Messages that are answered outside a batch; the last one by the query reader.
 _DIRECT: Final = ("health", "metrics", "ca", "status", "hosts", "seen", "checkpoint", "proof")
