@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -49,6 +48,7 @@ from signer.ssh.krl import encode_krl
 from signer.units import parse_duration
 from tests.parts.builders import names_in
 from tests.parts.events import freeze, issued
+from tests.parts.full_disk import files_at_most
 from tests.parts.killed import dies_at
 from tests.parts.ledgers import TRIGGERS
 from tests.parts.long_ledger import DAY, EVENTS, event, fill_long, time_of
@@ -325,13 +325,11 @@ def test_a_full_disk_leaves_the_old_ledger_and_a_second_run_succeeds(data_dir: P
     with closing(LedgerReader(data_dir)) as reader:
         write_segment(reader, segment, ARCHIVED, lambda _done, _all: None)
     before = (data_dir / FILE_NAME).read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # -shm of the old one has 32,768
-    try:
-        with pytest.raises(Unavailable, match="the ledger cannot be archived: ") as caught:
-            archive(data_dir, segment)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        files_at_most(40_000),
+        pytest.raises(Unavailable, match="the ledger cannot be archived: ") as caught,
+    ):  # -shm of the old one has 32,768
+        archive(data_dir, segment)
     assert caught.value.code == "archive_failed"
     assert (data_dir / FILE_NAME).read_bytes() == before
     assert verify_folder(data_dir).seq == EVENTS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import resource
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -27,6 +26,7 @@ from signer.ledger.schema import FILE_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event, Filter
 from tests.parts.events import freeze, issued, refused
+from tests.parts.full_disk import files_at_most
 from tests.parts.long_ledger import EVENTS, fill_long, time_of
 from tests.parts.old_ledgers import INDEXES_BY_GROUP, add_group_indexes, event_indexes, make_older
 
@@ -200,14 +200,9 @@ def test_it_replaces_them_each_time_that_an_older_release_has_made_them(data_dir
 
 def test_the_keeper_replaces_all_of_them_or_none(data_dir: Path, file: Path) -> None:
     before = state_of(data_dir)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with closing(Ledger(data_dir)) as keeper:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
-        try:
-            with pytest.raises(Unavailable):
-                keeper.connection()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with files_at_most(2_000), pytest.raises(Unavailable):
+            keeper.connection()
         assert event_indexes(file) == OLDER
         assert state(keeper) == before
         assert event_indexes(file) == TODAY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ from signer.ledger.schema import FILE_NAME, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Event, Filter
 from tests.parts.events import freeze, issued, refused, thaw, withheld
+from tests.parts.full_disk import files_at_most
 from tests.parts.ledgers import rows_of_views
 from tests.parts.old_ledgers import TABLES, write_version_1
 
@@ -113,14 +113,9 @@ def test_an_older_program_says_that_a_newer_one_wrote_the_ledger(folder: Path, m
 
 
 def test_a_migration_for_which_there_is_no_room_changes_nothing_and_is_tried_again(folder: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with closing(Ledger(folder)) as ledger:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
-        try:
-            with pytest.raises(Unavailable):
-                ledger.head()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with files_at_most(2_000), pytest.raises(Unavailable):
+            ledger.head()
         assert version(folder) == 1
         assert ledger.head().seq == len(EVENTS)
         assert verify(ledger).seq == len(EVENTS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from signer.ledger.reader import LedgerReader
 from signer.ledger.schema import VIEWS_NAME
 from signer.ledger.store import Ledger
 from tests.parts.events import issued
+from tests.parts.full_disk import files_at_most
 from tests.parts.ledgers import STORY, Opened, change_views, fill, rows_of_views
 
 
@@ -67,13 +67,8 @@ def test_a_rebuild_for_which_there_is_no_room_leaves_the_views_as_they_were(tmp_
     ledger.commit([issued(serial) for serial in range(1, 400)], 1_000)
     fold_all(ledger)
     before = rows_of_views(tmp_path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        with pytest.raises(Unavailable):
-            rebuild(ledger)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_at_most(20_000), pytest.raises(Unavailable):
+        rebuild(ledger)
     assert rows_of_views(tmp_path) == before
     rebuild(ledger)
     assert rows_of_views(tmp_path) == before

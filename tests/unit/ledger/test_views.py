@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -27,6 +26,7 @@ from signer.ledger.schema import FILE_NAME, VIEWS, VIEWS_NAME
 from signer.ledger.store import Ledger
 from signer.model import Filter
 from tests.parts.events import freeze, issued, withheld
+from tests.parts.full_disk import files_at_most
 from tests.parts.ledgers import change_views, rows_of_views
 
 ROOT = Path(__file__).parents[3]
@@ -307,14 +307,9 @@ def test_no_room_for_the_views_alone_stops_no_commit(tmp_path: Path, ledger: Led
     folded(fold, ledger)
     ledger.commit([issued(serial) for serial in range(5, 300)], 1_800_000_001_000)
     log = (tmp_path / f"{FILE_NAME}-wal").stat().st_size
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     views = tmp_path / f"{VIEWS_NAME}-wal"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max(views.stat().st_size + 5_000, 20_000), limits[1]))
-    try:
-        with pytest.raises(Unavailable) as caught:
-            folded(fold, ledger)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_at_most(max(views.stat().st_size + 5_000, 20_000)), pytest.raises(Unavailable) as caught:
+        folded(fold, ledger)
     assert caught.value.code == "views_not_folded"
     assert log == (tmp_path / f"{FILE_NAME}-wal").stat().st_size
     ledger.commit([issued(300)], 1_800_000_002_000)
