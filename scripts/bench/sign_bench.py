@@ -72,7 +72,7 @@ def measure(
         sides = []
         if asked.only != "signer":
             sides.append(prepare_bao(running.enter_context(OpenBao(folder / "bao", raft=True)), ca))
-        pages = [1]
+        pages: list[int] = []
         if asked.only != "OpenBao":
             service = running.enter_context(new_service(folder / "signer", ca))
             sides.append(side_of(service))
