@@ -326,9 +326,9 @@ def test_a_full_disk_leaves_the_old_ledger_and_a_second_run_succeeds(data_dir: P
         write_segment(reader, segment, ARCHIVED, lambda _done, _all: None)
     before = (data_dir / FILE_NAME).read_bytes()
     with (
-        files_at_most(40_000),
+        files_at_most(40_000),  # -shm of the old one has 32,768
         pytest.raises(Unavailable, match="the ledger cannot be archived: ") as caught,
-    ):  # -shm of the old one has 32,768
+    ):
         archive(data_dir, segment)
     assert caught.value.code == "archive_failed"
     assert (data_dir / FILE_NAME).read_bytes() == before
